@@ -1,0 +1,65 @@
+"""Files and folders that appear whole or not at all: written under a temporary name, flushed, then renamed."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it there when the block ends well, remove it when it does not.
+
+    The file is on disk (fsync) before the rename, so a kill or a power cut leaves the old file or the new one.
+    Raises OSError with a sentence that names `path` when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp makes files only their owner may read
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        _raise_if_disk_full(error, path)
+        raise
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """The same for a folder that does not exist yet. If another process made it meanwhile, that one is kept."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield part
+        part.chmod(0o755)
+        try:
+            part.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    except BaseException as error:
+        _raise_if_disk_full(error, path)
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _raise_if_disk_full(error: BaseException, path: Path) -> None:
+    """torch and safetensors wrap the operating system's error in their own: look for its words as well."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left" in str(error) or "PytorchStreamWriter failed" in str(error):
+        raise OSError(
+            errno.ENOSPC, f"the disk is full: {path} was not written, what was there before is untouched"
+        ) from error
