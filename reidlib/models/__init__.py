@@ -1,0 +1,81 @@
+"""The model zoo: build a model by its name, load published weights into it, count what it costs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reidlib.errors import unknown_name
+from reidlib.models import checkpoints
+from reidlib.models.architectures import ReIDModel, Sizes
+from reidlib.models.checkpoints import CheckpointError, Report
+from reidlib.models.complexity import Complexity, complexity
+from reidlib.models.heads import Outputs
+from reidlib.models.zoo import MODELS
+
+__all__ = [
+    "CheckpointError",
+    "Complexity",
+    "Outputs",
+    "ReIDModel",
+    "Report",
+    "complexity",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+]
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, sorted; nothing is built."""
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    num_cameras: int | None = None,
+    input_size: tuple[int, int] | None = None,
+) -> ReIDModel:
+    """Build a model with fresh weights, as its paper initialises them; nothing is downloaded.
+
+    `num_classes`: identities in training; None or 0 for a model that only gives features. `num_cameras`: for the models
+    that embed the camera. `input_size`: (height, width) other than the published one.
+    ValueError for an unknown name (with the nearest ones) or impossible sizes.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
+    spec = MODELS[name]
+    size = tuple(input_size or spec.input_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"input_size is (height, width) in pixels, such as {spec.input_size}; got {input_size!r}")
+    sizes = Sizes(num_classes or None, num_cameras or None, size)
+    network = spec.wiring(spec.backbone, spec.head, sizes)
+    return ReIDModel(network, name=name, family=spec.family, sizes=sizes, mean=spec.mean, std=spec.std)
+
+
+def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor]) -> Report:
+    """Load weights as the upstream projects publish them, or our own, into `model`; strictly, all or nothing.
+
+    `source`: a torch or safetensors file, or a state dict; plain or under state_dict, model or net; with or without
+    `module.`; of any floating dtype. Classifiers of another size are dropped and named in the report. Raises
+    FileNotFoundError, or CheckpointError that lists what does not fit and the models that would. No code in it is run.
+    """
+    state = checkpoints.read_state_dict(source)
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    if checkpoints.match(state, model).problems:
+        fits = _models_that_fit(state)
+        hint = f"; it fits {' or '.join(fits)}" if fits else "; it fits no model of the zoo"
+        return checkpoints.load(model, state, where=where, hint=hint)
+    return checkpoints.load(model, state, where=where)
+
+
+def _models_that_fit(state: Mapping[str, Tensor]) -> list[str]:
+    """The models whose layout `state` fills without any problem; built without memory, on the meta device."""
+    with torch.device("meta"):
+        return [name for name in list_models() if not checkpoints.match(state, create_model(name)).problems]

@@ -1,0 +1,211 @@
+"""Published weights into our models: read safely, rename by rule, load strictly, report.
+
+A family's files are led to our own keys by one ordered list of rules (`RENAMES`), each a regular expression and what
+takes its place; a `Drop` in that place leaves the entry out and says why. Besides those, only two kinds of entry may
+differ between file and model: classifiers, whose size is the data set's, and `num_batches_tracked`, which files older
+than torch 0.4.1 lack. Anything else that is missing, left over or of another shape is an error that names it.
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read as weights, or weights that do not fit the model."""
+
+
+class Drop(NamedTuple):
+    """In a rule's second place: leave the entry out, for this reason."""
+
+    reason: str
+
+
+Rules = tuple[tuple[str, str | Drop], ...]
+
+# OSNet: plain and IBN files name a block's four streams conv2a to conv2d, and the first has no index; AIN files have
+# conv2.<stream>.layers, and keep the transitions beside the stages.
+_OSNET: Rules = (
+    (r"\.conv2a\.", ".streams.0.0."),
+    (r"\.conv2b\.", ".streams.1."),
+    (r"\.conv2c\.", ".streams.2."),
+    (r"\.conv2d\.", ".streams.3."),
+    (r"\.conv2\.(\d)\.layers\.", r".streams.\1."),
+    (r"\bpool([23])\.", r"conv\1.2."),
+)
+
+# Applied in order, each to the result of the one before.
+RENAMES: dict[str, Rules] = {
+    "torchreid": (
+        (r"^fc\.(weight|bias)$", Drop("torchvision's ImageNet classifier")),
+        (r"^classifier\.", "head.classifier."),
+        (r"^fc\.", "head.embedding."),
+        (r"^(?!head\.)", "backbone."),
+        *_OSNET,
+        (r"^", "network."),
+    ),
+}
+
+_WRAPPERS = ("state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_CLASSIFIER = re.compile(r"\bclassifiers?\.")
+_OWN_PREFIX = "network."  # the keys of a ReIDModel's own state dict
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a load did. Keys in `dropped` and `kept` are the file's and the model's."""
+
+    model: str
+    matched: int  # entries copied into the model
+    renamed: int  # of these, under another key
+    dropped: dict[str, str] = field(default_factory=dict)  # key in the file: why it was left out
+    kept: tuple[str, ...] = ()  # keys of the model that no file entry filled: classifiers, num_batches_tracked
+
+    def __str__(self) -> str:
+        text = f"{self.model}: {self.matched} tensors loaded, {self.renamed} of them renamed"
+        if self.dropped:
+            text += "; dropped " + _listed([f"{key} ({why})" for key, why in self.dropped.items()])
+        if self.kept:
+            text += "; not in the file, left as they were: " + _listed(self.kept)
+        return text
+
+
+class Match(NamedTuple):
+    """How a state dict fits a model: the report, the tensors to load, and one line for each thing wrong."""
+
+    report: Report
+    tensors: dict[str, Tensor]
+    problems: list[str]
+
+
+def read_state_dict(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of a file (torch or safetensors, told apart by content) or of a mapping, without wrapper and prefix.
+
+    No code from the file is run. Raises FileNotFoundError, or CheckpointError with the reason.
+    """
+    if isinstance(source, Mapping):
+        where, loaded = "the state dict", source
+    else:
+        where, loaded = str(source), _read(Path(source))
+    while isinstance(loaded, Mapping) and (wrapper := next((k for k in _WRAPPERS if k in loaded), None)):
+        loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise CheckpointError(f"{where} holds {type(loaded).__name__}, not a dict of tensors; save model.state_dict()")
+    others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{where} has entries that are not tensors: {_listed(others)}; put the weights under 'state_dict'"
+        )
+    state = dict(loaded)
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def match(state: Mapping[str, Tensor], model: nn.Module) -> Match:
+    """Lead `state` to the keys of `model` by the rules of `model.family`, and compare. Nothing is loaded."""
+    own = model.state_dict()
+    rules = () if all(key.startswith(_OWN_PREFIX) for key in state) else RENAMES[model.family]
+    tensors: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    problems: list[str] = []
+    for key, tensor in state.items():
+        target = rename(key, rules)
+        if isinstance(target, Drop):
+            dropped[key] = target.reason
+        elif target in own and own[target].shape == tensor.shape:
+            if target in tensors:
+                problems.append(f"{key} and {origin[target]} are both {target}")
+            tensors[target], origin[target] = tensor, key
+        elif _CLASSIFIER.search(target):
+            there = f"{tuple(own[target].shape)} in the model" if target in own else "not in the model"
+            dropped[key] = f"classifier {tuple(tensor.shape)}, {there}"
+        elif target in own:
+            problems.append(f"{key} is {tuple(tensor.shape)}, the model has {tuple(own[target].shape)}")
+        else:
+            problems.append(f"{key} is not in the model")
+    left = [key for key in own if key not in tensors]
+    kept = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
+    wrong_shape = {rename(key, rules) for key in state}
+    problems += [f"{key} is missing" for key in left if key not in kept and key not in wrong_shape]
+    renamed = sum(target != key for target, key in origin.items())
+    return Match(Report(model.name, len(tensors), renamed, dropped, kept), tensors, problems)
+
+
+def rename(key: str, rules: Rules) -> str | Drop:
+    """One upstream key to ours."""
+    for pattern, replacement in rules:
+        if isinstance(replacement, Drop):
+            if re.search(pattern, key):
+                return replacement
+        else:
+            key = re.sub(pattern, replacement, key)
+    return key
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "the state dict", hint: str = "") -> Report:
+    """Load what `read_state_dict` gave; all or nothing. CheckpointError lists what does not fit, then says `hint`."""
+    found = match(state, model)
+    if found.problems:
+        raise CheckpointError(f"{where} does not fit {model.name}: {_listed(found.problems)}{hint}")
+    model.load_state_dict({**model.state_dict(), **found.tensors})
+    return found.report
+
+
+def _listed(items: list[str] | tuple[str, ...], most: int = 8) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+# What numpy's scalars need: torchreid files keep the score of their epoch as one. Plain data, no code.
+_NUMPY_SCALARS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+]
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointError(f"{path} is empty; download it again")
+    if head.lstrip().startswith(b"<"):
+        raise CheckpointError(f"{path} is a web page, not weights; download the file itself, past the page before it")
+    try:
+        if head[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
+            return load_file(path)
+        if head[:2] == b"PK" and not zipfile.is_zipfile(path):  # its table of contents comes last
+            raise CheckpointError(f"{path} is cut off ({path.stat().st_size:,} bytes); download it again")
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch doubts `encoding`, which Python-2 files need
+            return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
+    except (SafetensorError, EOFError) as error:
+        raise CheckpointError(f"{path} is cut off or damaged ({error}); download it again") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} is refused and nothing was run: it holds the Python object {code[1]}, weights are tensors only"
+            ) from None
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} cannot be read as weights ({reason}); is it whole, and a state dict?") from error
