@@ -1,0 +1,180 @@
+"""From files to batches: uint8 images (B, 3, H, W), resized and not normalised (the model does that itself).
+
+Pictures are decoded by Pillow, several at a time (it lets go of the interpreter meanwhile). A set that fits into
+`cache_gib` is decoded once and kept: on small sets decoding would otherwise take as long as the network.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+
+from reidlib.data.datasets import ReIDDataset, Sample
+from reidlib.data.samplers import PKSampler, ShuffledSampler
+
+CACHE_GIB = 2.0
+
+
+class Batch(NamedTuple):
+    """images (B, 3, H, W) uint8; pids, camids and indices (B,) int64, indices counting in the samples' order."""
+
+    images: Tensor
+    pids: Tensor
+    camids: Tensor
+    indices: Tensor
+
+
+def read_image(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """Decode `path` to RGB uint8 (3, H, W), resized to `size` (height, width) by bilinear interpolation.
+
+    Raises OSError with the path for a file that is empty, cut off or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            # draft() lets the JPEG decoder itself shrink pictures far larger than needed
+            image.draft("RGB", (size[1], size[0]))
+            image = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"cannot read image {path}: {_why(path, error)}") from error
+    if image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
+
+
+def _why(path: str | Path, error: Exception) -> str:
+    path = Path(path)
+    if not path.exists():
+        return "the file does not exist"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    return " ".join(str(error).split()).replace(repr(str(path)), "it")
+
+
+def unreadable_images(samples: Sequence[Sample]) -> list[tuple[Path, str]]:
+    """The samples whose file cannot be opened as a picture, each with the reason. Reads headers only, in threads."""
+
+    def check(sample: Sample) -> tuple[Path, str] | None:
+        try:
+            with Image.open(sample.path) as image:
+                image.verify()
+        except Exception as error:  # Pillow's plugins raise anything on broken headers
+            return sample.path, _why(sample.path, error)
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return [bad for bad in pool.map(check, samples) if bad]
+
+
+class ImageSet(Dataset[Batch]):
+    """Samples as batches: `images[[3, 1, 2]]` is a Batch. `labels` says what stands for each pid."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        size: tuple[int, int],
+        *,
+        labels: dict[int, int] | None = None,
+        cache_gib: float = CACHE_GIB,
+    ) -> None:
+        self.samples, self.size = samples, tuple(size)
+        self.pids = torch.tensor([s.pid if labels is None else labels[s.pid] for s in samples], dtype=torch.int64)
+        self.camids = torch.tensor([s.camid for s in samples], dtype=torch.int64)
+        self.fits = len(samples) * 3 * size[0] * size[1] <= cache_gib * 2**30
+        self._cache: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def preload(self) -> "ImageSet":
+        """Decode everything now if it fits. Raises OSError that counts and names the pictures that cannot be read."""
+        if not self.fits or self._cache is not None:
+            return self
+        cache = torch.empty(len(self), 3, *self.size, dtype=torch.uint8)
+        bad: list[str] = []
+
+        def read(i: int) -> None:
+            try:
+                cache[i] = read_image(self.samples[i].path, self.size)
+            except OSError as error:
+                bad.append(str(error))
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(read, range(len(self))))
+        if bad:
+            raise OSError(_list_bad(sorted(bad), len(self)))
+        self._cache = cache
+        return self
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        at = torch.as_tensor(indices, dtype=torch.int64)
+        if self._cache is not None:
+            images = self._cache[at]
+        else:
+            images = torch.stack([read_image(self.samples[i].path, self.size) for i in at.tolist()])
+        return Batch(images, self.pids[at], self.camids[at], at)
+
+
+def _list_bad(bad: list[str], total: int) -> str:
+    if len(bad) == 1:
+        return bad[0] + f" (1 of {total} images)"
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"{len(bad)} of {total} images cannot be read: {'; '.join(b for b in bad[:3])}{more}"
+
+
+def _loader(images: ImageSet, batches: Sampler[list[int]], workers: int) -> DataLoader[Batch]:
+    # `sampler` with batch_size=None: a whole list of indices goes to ImageSet at once, and comes back as a Batch.
+    # A set that is in memory needs no workers: they would only copy it.
+    return DataLoader(
+        images,
+        sampler=batches,
+        batch_size=None,
+        num_workers=0 if images.fits else workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+
+
+def train_loader(
+    dataset: ReIDDataset,
+    size: tuple[int, int],
+    *,
+    people: int,
+    images: int,
+    pk: bool = True,
+    seed: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    cache_gib: float = CACHE_GIB,
+) -> DataLoader[Batch]:
+    """Training batches of `people` × `images`; `pk=False` mixes all images instead. Batch.pids are class labels.
+
+    Decodes the set first where it fits into memory. Raises OSError for unreadable pictures, ValueError for a batch that
+    the set cannot fill.
+    """
+    samples = ImageSet(dataset.train, size, labels=dataset.labels, cache_gib=cache_gib)
+    place = {"seed": seed, "rank": rank, "world": world}
+    if pk:
+        sampler = PKSampler(samples.pids.tolist(), people, images, **place)
+    else:
+        sampler = ShuffledSampler(len(samples), people * images, **place)
+    return _loader(samples.preload(), sampler, workers)
+
+
+def eval_loader(
+    samples: Sequence[Sample],
+    size: tuple[int, int],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    cache_gib: float = CACHE_GIB,
+) -> DataLoader[Batch]:
+    """All samples once, in their order."""
+    images = ImageSet(samples, size, cache_gib=cache_gib).preload()
+    return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)

@@ -1,0 +1,58 @@
+"""Where data sets and runs lie on this computer.
+
+`data_paths.yaml` is the file that REID_DATA_PATHS names, else the nearest one from the working directory upward, else
+the repository's. Relative paths in it start at the file's own folder. Runs go to REID_RUNS, else to `runs/` beside it.
+Nothing here depends on where a notebook happens to be started.
+"""
+
+import os
+from pathlib import Path
+
+import yaml
+
+from reidlib.errors import unknown_name
+
+FILE_NAME = "data_paths.yaml"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def data_paths_file() -> Path:
+    """The data_paths.yaml that holds here. Raises FileNotFoundError where REID_DATA_PATHS names no file."""
+    named = os.environ.get("REID_DATA_PATHS")
+    if named:
+        file = Path(named).expanduser().resolve()
+        if not file.is_file():
+            raise FileNotFoundError(f"REID_DATA_PATHS names {file}, which is not a file")
+        return file
+    here = Path.cwd()
+    near = (folder / FILE_NAME for folder in (here, *here.parents))
+    return next((file for file in near if file.is_file()), REPOSITORY / FILE_NAME)
+
+
+def data_path(name: str) -> tuple[Path, str]:
+    """The folder of data set `name`, and where that is written (file, line), for error messages.
+
+    Raises ValueError for a name that the file does not have, and for a file that is not YAML of `name: folder`.
+    """
+    file = data_paths_file()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileNotFoundError(f"cannot read {file}: copy data_paths.yaml from the repository there") from error
+    try:
+        paths = yaml.safe_load(text) or {}
+        folder = paths.get(name) if isinstance(paths, dict) else ...
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(folder, str):
+        if name in paths or folder is ...:
+            raise ValueError(f"{file}: expected lines of the form `name: folder`, found {folder!r} for {name!r}")
+        raise unknown_name(f"data set in {file}", name, paths)
+    lines = (i for i, line in enumerate(text.splitlines(), 1) if line.split(":")[0].strip("\"' ") == name)
+    return (file.parent / Path(folder).expanduser()).resolve(), f"{file}, line {next(lines, '?')}"
+
+
+def runs_root() -> Path:
+    """The folder of all runs; made when the first run is."""
+    named = os.environ.get("REID_RUNS")
+    return Path(named).expanduser().resolve() if named else data_paths_file().parent / "runs"

@@ -1,0 +1,93 @@
+"""Which images make a batch: a fixed function of seed, epoch and step, so that any epoch can be drawn again.
+
+PK batches (P people × K images each): Hermans et al., In Defense of the Triplet Loss, 2017. Different from torchreid's
+sampler: an epoch is given in whole batches over a shuffled cycle of all people, so no person is dropped at its end.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from reidlib.seeds import generator_for
+
+
+class PKSampler(Sampler[list[int]]):
+    """Batches of `people` × `images` indices into `labels`; every batch holds `people` different labels.
+
+    An epoch has as many batches as it takes to show as many images as there are. A person's images come in a shuffled
+    cycle; one with fewer than `images` of them is repeated within a batch. With `world` processes, each step draws
+    `world` × `people` people and process `rank` takes its share: nobody appears on two processes.
+    Raises ValueError where there are fewer people than a step needs.
+    """
+
+    def __init__(
+        self, labels: Sequence[int], people: int, images: int, *, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.people, self.images, self.seed, self.rank, self.world = people, images, seed, rank, world
+        self.epoch = 0
+        labels = np.asarray(labels)
+        self.by_label = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        if min(people, images) < 1:
+            raise ValueError(f"a batch needs at least one person and one image each, got {people} × {images}")
+        if len(self.by_label) < people * world:
+            raise ValueError(
+                f"a batch of {people} people on {world} process(es) needs {people * world} different people, "
+                f"the training set has {len(self.by_label)}: lower `people`"
+            )
+        self.steps = max(1, len(labels) // (people * images * world))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = generator_for(self.seed, "batches", self.epoch)
+        queues: list[list[int]] = [[] for _ in self.by_label]
+        order: list[int] = []
+        for _ in range(self.steps):
+            chosen: list[int] = []
+            while len(chosen) < self.people * self.world:
+                if not order:
+                    # A new cycle: people already in this batch go to its end, so that a batch never repeats one.
+                    fresh = rng.permutation(len(self.by_label)).tolist()
+                    order = [p for p in fresh if p not in chosen] + [p for p in fresh if p in chosen]
+                chosen.append(order.pop(0))
+            picks = {p: self._take(p, queues[p], rng) for p in chosen}
+            mine = chosen[self.rank * self.people : (self.rank + 1) * self.people]
+            yield [i for p in mine for i in picks[p]]
+
+    def _take(self, person: int, queue: list[int], rng: np.random.Generator) -> list[int]:
+        taken: list[int] = []
+        while len(taken) < self.images:
+            if not queue:
+                queue.extend(rng.permutation(self.by_label[person]).tolist())
+            taken.append(queue.pop(0))
+        return taken
+
+
+class ShuffledSampler(Sampler[list[int]]):
+    """Batches of `batch_size` over all `count` images in a new order each epoch; a rest too small for a batch waits."""
+
+    def __init__(self, count: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        if count < batch_size * world:
+            raise ValueError(
+                f"a step takes {batch_size * world} images, the training set has {count}: lower the batch size"
+            )
+        self.count, self.batch_size, self.seed, self.rank, self.world = count, batch_size, seed, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = generator_for(self.seed, "batches", self.epoch).permutation(self.count)
+        step = self.batch_size * self.world
+        for start in range(0, len(self) * step, step):
+            share = start + self.rank * self.batch_size
+            yield order[share : share + self.batch_size].tolist()

@@ -1,0 +1,31 @@
+"""Shared by all tests: a tiny drawn data set, and a world of its own for runs and data paths."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its own data_paths.yaml and runs; drawn data is shared by the whole session."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "data_paths.yaml").write_text("synthetic: data\nsynthetic_b: data\nmarket1501: missing/Market-1501\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_world(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REID_DATA_PATHS", str(world / "data_paths.yaml"))
+    monkeypatch.setenv("REID_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def tiny(world: Path):
+    """The smallest drawn data set."""
+    from reidlib.data.datasets import load_dataset
+
+    assert os.environ["REID_DATA_PATHS"].startswith(str(world))
+    return load_dataset("synthetic-tiny")

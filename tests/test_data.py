@@ -1,0 +1,340 @@
+"""Paths, readers, samplers, augmentations and loaders."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reidlib.data import paths, transforms
+from reidlib.data.datasets import Sample, list_datasets, load_dataset, read_market1501
+from reidlib.data.loaders import ImageSet, eval_loader, read_image, train_loader, unreadable_images
+from reidlib.data.samplers import PKSampler, ShuffledSampler
+from reidlib.seeds import seeded, torch_generator_for
+
+# Paths
+
+
+def test_nearest_data_paths_file_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REID_DATA_PATHS")
+    monkeypatch.delenv("REID_RUNS")
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert paths.data_paths_file() == paths.REPOSITORY / "data_paths.yaml"
+    (tmp_path / "data_paths.yaml").write_text("# none\nmarket1501: ../elsewhere\nduke: ~/duke\n")
+    assert paths.data_paths_file() == tmp_path / "data_paths.yaml"
+    assert paths.runs_root() == tmp_path / "runs"
+    folder, where = paths.data_path("market1501")
+    assert folder == tmp_path.parent / "elsewhere"
+    assert where.endswith("data_paths.yaml, line 2")
+    assert paths.data_path("duke")[0] == Path("~/duke").expanduser()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("market: x\n", "did you mean 'market'"),
+        ("market1501: [1]\n", "name: folder"),
+        ("- a\n- b\n", "name: folder"),
+        ("market1501: 'x\n", "not valid YAML"),
+    ],
+)
+def test_bad_data_paths_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    file = tmp_path / "data_paths.yaml"
+    file.write_text(text)
+    monkeypatch.setenv("REID_DATA_PATHS", str(file))
+    with pytest.raises(ValueError, match=said) as caught:
+        paths.data_path("market1501")
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_named_data_paths_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REID_DATA_PATHS", "/nowhere/data_paths.yaml")
+    with pytest.raises(FileNotFoundError, match="REID_DATA_PATHS names /nowhere"):
+        paths.data_paths_file()
+
+
+# Market-1501
+
+NAMES = {
+    "bounding_box_train": ["0002_c1s1_000451_03.jpg", "0007_c3s3_077419_03.jpg", "0002_c2s1_000801_01.jpg"],
+    "query": ["0001_c1s1_001051_00.jpg", "0003_c6s4_002427_00.jpg"],
+    "bounding_box_test": [
+        "-1_c1s1_000401_03.jpg",
+        "0000_c2s1_000151_01.jpg",
+        "0001_c2s1_001976_01.jpg",
+        "0003_c5s3_065187_01.jpg",
+    ],
+}
+
+
+@pytest.fixture
+def market(tmp_path: Path) -> Path:
+    root = tmp_path / "Market-1501-v15.09.15"
+    for folder, names in NAMES.items():
+        (root / folder).mkdir(parents=True)
+        (root / folder / "Thumbs.db").write_bytes(b"not a picture")
+        for name in names:
+            Image.new("RGB", (64, 128), (9, 99, 199)).save(root / folder / name)
+    return root
+
+
+def test_market_reader_reads_names_junk_and_distractors(market: Path) -> None:
+    data = read_market1501("market1501", market, "here")
+    assert [(s.pid, s.camid) for s in data.train] == [(2, 1), (2, 2), (7, 3)]
+    assert [(s.pid, s.camid) for s in data.query] == [(1, 1), (3, 6)]
+    assert [(s.pid, s.camid) for s in data.gallery] == [(-1, 1), (0, 2), (1, 2), (3, 5)]
+    assert data.labels == {2: 0, 7: 1}
+    assert (data.num_classes, data.num_cameras) == (2, 5)
+    assert data.counts()[2] == {
+        "split": "gallery", "images": 4, "people": 2, "cameras": 3, "distractors": 1, "junk": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("nesting", [".", "..", "query"])
+def test_market_is_found_one_level_up_or_down(market: Path, nesting: str) -> None:
+    data = read_market1501("market1501", (market / nesting).resolve(), "here")
+    assert data.root == market
+    assert len(data.query) == 2
+
+
+def test_missing_market_says_line_and_folders_and_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data_paths\.yaml, line 3.*bounding_box_train.*does not exist"):
+        load_dataset("market1501")
+    (tmp_path / "x" / "train").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"\(here\) for bounding_box_train, query, .*; found train"):
+        read_market1501("market1501", tmp_path / "x", "here")
+
+
+def test_market_names_that_do_not_parse_are_named(market: Path) -> None:
+    shutil.copy(market / "query" / NAMES["query"][0], market / "query" / "person7.jpg")
+    with pytest.raises(ValueError, match=r"0002_c1s1_000451_03\.jpg: person7\.jpg"):
+        read_market1501("market1501", market, "here")
+    for path in (market / "query").glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"query holds no \.jpg or \.png image"):
+        read_market1501("market1501", market, "here")
+
+
+def test_unknown_data_sets_offer_near_names() -> None:
+    assert "synthetic_b-tiny" in list_datasets()
+    with pytest.raises(ValueError, match="did you mean 'market1501'"):
+        load_dataset("market-1501")
+    with pytest.raises(ValueError, match=r"size of the synthetic data set 'tyni': did you mean 'tiny'"):
+        load_dataset("synthetic-tyni")
+
+
+def test_fingerprint_follows_content(market: Path) -> None:
+    before = read_market1501("m", market, "").fingerprint()
+    assert before == read_market1501("m", market, "").fingerprint()
+    (market / "query" / NAMES["query"][0]).rename(market / "query" / "0001_c2s1_001051_00.jpg")
+    assert before != read_market1501("m", market, "").fingerprint()
+
+
+# Samplers
+
+LABELS = [0] * 5 + [1] * 2 + [2] * 9 + [3] * 4 + [4] * 1 + [5] * 7
+
+
+def test_pk_batches_hold_p_people_with_k_images() -> None:
+    sampler = PKSampler(LABELS, 3, 4)
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == len(LABELS) // 12
+        for batch in batches:
+            counts = Counter(LABELS[i] for i in batch)
+            assert len(counts) == 3
+            assert set(counts.values()) == {4}
+
+
+def test_pk_shows_every_person_alike_and_does_not_repeat_images_needlessly() -> None:
+    labels = [p for p in range(10) for _ in range(8)]
+    sampler = PKSampler(labels, 5, 4)  # 4 batches: each person twice, each of its 8 images once
+    seen = Counter(i for batch in sampler for i in batch)
+    assert set(seen) == set(range(80))
+    assert set(seen.values()) == {1}
+
+
+def test_pk_is_a_function_of_seed_and_epoch() -> None:
+    one, two = PKSampler(LABELS, 2, 2, seed=3), PKSampler(LABELS, 2, 2, seed=3)
+    two.set_epoch(5)
+    assert list(one) != list(two)
+    one.set_epoch(5)
+    assert list(one) == list(two)
+    assert list(PKSampler(LABELS, 2, 2, seed=4)) != list(PKSampler(LABELS, 2, 2, seed=3))
+
+
+def test_processes_share_people_without_repeating_any() -> None:
+    shares = [list(PKSampler(LABELS, 2, 3, rank=rank, world=3)) for rank in range(3)]
+    for batches in zip(*shares, strict=True):
+        people = [{LABELS[i] for i in batch} for batch in batches]
+        assert all(len(p) == 2 for p in people)
+        assert len(set.union(*people)) == 6
+
+
+@pytest.mark.parametrize("people", [7, 100])
+def test_pk_needs_enough_people(people: int) -> None:
+    with pytest.raises(ValueError, match=f"needs {people} different people, the training set has 6"):
+        PKSampler(LABELS, people, 2)
+
+
+def test_shuffled_batches_cover_the_set_once() -> None:
+    shares = [list(ShuffledSampler(25, 4, rank=rank, world=3)) for rank in range(3)]
+    seen = [i for share in shares for batch in share for i in batch]
+    assert len(seen) == len(set(seen)) == 24
+    with pytest.raises(ValueError, match="lower the batch size"):
+        ShuffledSampler(5, 4, world=2)
+
+
+# Augmentations
+
+
+def draws(name: str, images: torch.Tensor, **kwargs: float) -> torch.Tensor:
+    return transforms.AUGMENTATIONS[name](images, torch_generator_for(1, name), **kwargs)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (40, 3, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", transforms.AUGMENTATIONS)
+def test_augmentations_keep_shape_and_dtype_and_repeat(name: str, images: torch.Tensor) -> None:
+    before = images.clone()
+    out = draws(name, images)
+    assert (out.shape, out.dtype) == (images.shape, images.dtype)
+    assert torch.equal(out, draws(name, images))
+    assert not torch.equal(out, images)
+    assert torch.equal(images, before)
+    # An image's fate does not hang on what shares its batch's memory layout.
+    assert torch.equal(out, draws(name, images.to(memory_format=torch.channels_last)))
+
+
+def test_flip_mirrors_about_half(images: torch.Tensor) -> None:
+    out = draws("random_flip", images)
+    flipped = [torch.equal(o, i.flip(2)) for o, i in zip(out, images, strict=True)]
+    kept = [torch.equal(o, i) for o, i in zip(out, images, strict=True)]
+    assert all(f or k for f, k in zip(flipped, kept, strict=True))
+    assert 10 <= sum(flipped) <= 30
+
+
+def test_crop_is_a_window_of_the_padded_image(images: torch.Tensor) -> None:
+    out = draws("random_crop", images, padding=0.1)
+    padded = torch.nn.functional.pad(images, (3, 3, 3, 3))
+    places = []
+    for i, o in enumerate(out):
+        places.append(
+            [(y, x) for y in range(7) for x in range(7) if torch.equal(padded[i, :, y : y + 32, x : x + 16], o)]
+        )
+    assert all(len(p) == 1 for p in places)
+    assert {p[0][0] for p in places} >= {0, 6}  # both ends are drawn
+
+
+def test_erasing_covers_a_rectangle_of_the_asked_area(images: torch.Tensor) -> None:
+    out = draws("random_erasing", images, p=1.0)
+    mean = torch.tensor(transforms._IMAGENET_MEAN, dtype=torch.uint8).view(3, 1, 1)
+    for o, i in zip(out, images, strict=True):
+        covered = (o == mean).all(0) & ~(i == mean).all(0)
+        rows, cols = covered.any(1).nonzero(), covered.any(0).nonzero()
+        box = (rows.max() - rows.min() + 1) * (cols.max() - cols.min() + 1)
+        assert covered.sum() >= 0.95 * box
+        assert 0.01 <= box / (32 * 16) <= 0.42
+        assert torch.equal(o[:, ~covered], i[:, ~covered])
+
+
+def test_jitter_changes_brightness_within_bounds() -> None:
+    grey = torch.full((50, 3, 8, 4), 100, dtype=torch.uint8)
+    out = draws("color_jitter", grey, brightness=0.2, contrast=0.5, saturation=0.5).float()
+    assert out.std((1, 2, 3)).max() == 0  # contrast and saturation leave a plain grey as it is
+    assert out.min() >= 80
+    assert out.max() <= 120
+    assert out.mean((1, 2, 3)).std() > 5
+
+
+def test_unknown_augmentation_is_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean 'random_flip'"):
+        transforms.build_augmentation(["randomflip"])
+
+
+# Loaders
+
+
+def test_read_image_resizes_and_names_what_it_cannot_read(market: Path, tmp_path: Path) -> None:
+    path = market / "query" / NAMES["query"][0]
+    image = read_image(path, (256, 128))
+    assert (image.shape, image.dtype) == ((3, 256, 128), torch.uint8)
+    assert (image.float().mean((1, 2)) - torch.tensor([9.0, 99, 199])).abs().max() < 4
+    grey = tmp_path / "grey.png"
+    Image.new("L", (64, 128), 77).save(grey)
+    assert read_image(grey, (128, 64)).unique().tolist() == [77]
+    empty, cut, text = tmp_path / "empty.jpg", tmp_path / "cut.jpg", tmp_path / "text.jpg"
+    empty.touch()
+    cut.write_bytes(path.read_bytes()[:300])
+    text.write_text("<html>404</html>")
+    gone = tmp_path / "gone.jpg"
+    for bad, why in ((empty, "is empty"), (cut, "(?i)truncated"), (text, "cannot identify"), (gone, "not exist")):
+        with pytest.raises(OSError, match=why) as caught:
+            read_image(bad, (128, 64))
+        assert str(bad) in str(caught.value)
+    assert [p for p, _ in unreadable_images([Sample(p, 1, 1) for p in (path, empty, text, grey)])] == [empty, text]
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
+    samples = []
+    for i in range(8):
+        path = tmp_path / f"{i}.jpg"
+        path.write_bytes(b"" if i % 2 else b"x")
+        samples.append(Sample(path, 1, 1))
+    with pytest.raises(OSError, match=r"8 of 8 images cannot be read: .*0\.jpg: .*; and 5 more"):
+        ImageSet(samples, (8, 4)).preload()
+    with pytest.raises(OSError, match=r"1\.jpg: the file is empty \(1 of 1 images\)"):
+        ImageSet(samples[1:2], (8, 4)).preload()
+
+
+def test_loaders_give_the_same_with_and_without_cache_and_workers(tiny) -> None:
+    size = (64, 32)
+    cached = list(eval_loader(tiny.gallery, size, batch_size=7))
+    streamed = list(eval_loader(tiny.gallery, size, batch_size=7, cache_gib=0, workers=2))
+    assert sum(len(b.pids) for b in cached) == len(tiny.gallery)
+    for one, two in zip(cached, streamed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert torch.cat([b.pids for b in cached]).tolist() == [s.pid for s in tiny.gallery]
+    assert torch.cat([b.camids for b in cached]).tolist() == [s.camid for s in tiny.gallery]
+    assert torch.equal(cached[0].images[3], read_image(tiny.gallery[3].path, size))
+
+
+def test_train_loader_gives_labels_and_follows_the_epoch(tiny) -> None:
+    loader = train_loader(tiny, (64, 32), people=4, images=2)
+    first = next(iter(loader))
+    assert first.images.shape == (8, 3, 64, 32)
+    assert [tiny.labels[tiny.train[i].pid] for i in first.indices] == first.pids.tolist()
+    loader.sampler.set_epoch(1)
+    assert not torch.equal(next(iter(loader)).indices, first.indices)
+    with pytest.raises(ValueError, match="lower `people`"):
+        train_loader(tiny, (64, 32), people=1000, images=2)
+
+
+def test_seeded_leaves_torch_randomness_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded(1, "weights"):
+        one = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(1, "weights"):
+        assert torch.equal(torch.rand(3), one)
+    with seeded(1, "dropout"):
+        assert not torch.equal(torch.rand(3), one)
+
+
+def test_arrays_are_not_shared_with_the_cache(tiny) -> None:
+    images = ImageSet(tiny.query, (64, 32)).preload()
+    batch = images[[0, 1]]
+    batch.images.zero_()
+    assert images[[0]].images.float().mean() > np.float32(1)
