@@ -1,0 +1,113 @@
+"""The one look of every figure, how a notebook shows it, and how it reaches the disk.
+
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers tell apart; right and
+wrong differ by line style and mark as well. No figure is known to pyplot: no backend is chosen, nothing stays open,
+and a notebook shows a figure once, where it is the last expression of a cell.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from PIL import Image
+
+from reidlib.files import whole_file
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+LINES = ("-", "--", "-.", ":")
+INK, GREY, PALE = "#222222", "#767676", "#F1F1F1"
+# What frames a picture: right, wrong, and neither (junk, which no protocol counts).
+VERDICTS = {True: ("#009E73", "-", "✓"), False: ("#D55E00", (0, (3, 1.6)), "✗"), None: (GREY, ":", "⊘")}
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "hatch.linewidth": 0.5,
+}
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that any Jupyter front end shows as one small PNG, whether pyplot is loaded or not."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, bytes]:
+        return {"image/png": preview(self)}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the house's style and leave matplotlib's settings as they were."""
+
+    @wraps(draw)
+    def wrapped(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()  # a user's matplotlibrc or a seaborn theme must not change what is saved
+            matplotlib.rcParams.update(_RC)
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def preview(figure: matplotlib.figure.Figure, limit: int = 300_000) -> bytes:
+    """The figure as PNG of about `limit` bytes at most: 100 dpi; 256 colours, then fewer dots, where it is larger."""
+    for dpi in (100, 90, 80, 70, 60):
+        png = BytesIO()
+        figure.savefig(png, format="png", dpi=dpi)
+        if png.tell() > limit:
+            full, png = Image.open(png).convert("RGB"), BytesIO()
+            palette = full.quantize(256, method=Image.Quantize.FASTOCTREE)  # keeps rare colours
+            full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(png, "PNG", optimize=True)
+        if png.tell() <= limit:
+            break
+    return png.getvalue()
+
+
+def save(figure: matplotlib.figure.Figure, path: str | Path, *, dpi: int = 150, small: bool = False) -> Path:
+    """Write the figure whole or not at all, as its suffix says (png, pdf, svg); `small` writes the notebook's preview.
+
+    Raises OSError naming `path` when the disk is full.
+    """
+    with whole_file(path) as part:
+        if small:
+            part.write_bytes(preview(figure))
+        else:
+            figure.savefig(part, dpi=dpi)
+    return Path(path)
+
+
+def array(values: Any, dtype: Any = None) -> np.ndarray:
+    """A NumPy array of a tensor on any device (bfloat16 too), an array or a list."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float().numpy() if values.is_floating_point() else values.numpy()
+    return np.asarray(values, dtype)
+
+
+def looks(labels: Sequence, count: int = 20, skip: Sequence = ()) -> dict[Any, tuple[str, str]]:
+    """(colour, marker) of the `count` commonest labels, 21 at most: no two share both, neighbours share neither."""
+    names, counts = np.unique(np.asarray(labels), return_counts=True)
+    names = [n for n in names[np.argsort(-counts, kind="stable")].tolist() if n not in set(skip)]
+    return {
+        name: (COLOURS[i % 7], "osX^Dv"[i // 7 + i % 2 * 3]) for i, name in enumerate(sorted(names[: min(count, 21)]))
+    }
