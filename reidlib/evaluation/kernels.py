@@ -1,0 +1,178 @@
+"""The inner loops of the evaluator: exact distances, and counting what lies ahead of each right match.
+
+An exact distance is float64 arithmetic in one fixed order: D terms are added by halving (term i to term i + ceil(n/2),
+until one is left). Every step is a separate IEEE operation on independent elements, so numba on a CPU and torch on any
+device give the same bits, whatever the block size or the number of threads.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+CHUNK = 128  # terms of a dot product that one matrix product adds up: see `product_error`
+STRIP = 64  # scores that are looked at together when searching for the doubtful ones
+
+
+def product_error(dim: int, rounding: float = 0.0, step: float = 2.0**-24) -> float:
+    """A c such that |computed q·g - q·g| <= c |q| |g| for the chunked products of this file, in any order of addition.
+
+    A sum of n products, each addition rounded by at most `step` relatively, errs by at most n step sum|q_i g_i|, and
+    sum|q_i g_i| <= |q| |g|. Chunks of 128 terms, then ceil(dim / 128) additions, make n = 128 + dim / 128, not dim: for
+    2,048 terms a bound 14 times narrower, at no cost in time. `rounding` is the relative rounding of the factors before
+    they are multiplied (float32: 0, TF32: 2^-11, bfloat16: 2^-8), which enters twice. Tensor cores cut where a CPU
+    rounds: `step` 2^-23. The 8 in the sum covers the cast of other inputs to float32 and the scaling by a norm; 1.01
+    covers all products of small terms.
+    """
+    return 1.01 * ((min(dim, CHUNK) + -(-dim // CHUNK) + 8) * step + 2 * rounding)
+
+
+# ---- exact distances -------------------------------------------------------------------------------------------------
+
+
+def fold(x: Tensor) -> Tensor:
+    """Sum over the last dimension by halving. Float64 (..., D) → (...); `x` is overwritten."""
+    while (n := x.shape[-1]) > 1:
+        half = (n + 1) // 2
+        x[..., : n - half] += x[..., half:]
+        x = x[..., :half]
+    return x[..., 0]
+
+
+@njit(nogil=True, cache=True)
+def _fold(x, n):  # noqa: ANN001, ANN202
+    while n > 1:
+        half = (n + 1) // 2
+        low, high = x[: n - half], x[half:n]  # two views: the compiler sees that they do not overlap
+        for i in range(n - half):
+            low[i] += high[i]
+        n = half
+    return x[0]
+
+
+@njit(nogil=True, cache=True)
+def _distance(q, g, q_norm, g_norm, cosine, x):  # noqa: ANN001, ANN202
+    if cosine:
+        for i in range(len(q)):
+            x[i] = np.float64(q[i]) * np.float64(g[i])
+        return 1.0 - _fold(x, len(q)) / (q_norm * g_norm)
+    for i in range(len(q)):
+        difference = np.float64(q[i]) - np.float64(g[i])
+        x[i] = difference * difference
+    return _fold(x, len(q))
+
+
+@njit(nogil=True, cache=True)
+def _squares(rows, start, stop, out):  # noqa: ANN001, ANN202
+    x = np.empty(rows.shape[1])
+    for r in range(start, stop):
+        for i in range(len(x)):
+            x[i] = np.float64(rows[r, i]) * np.float64(rows[r, i])
+        out[r] = _fold(x, len(x))
+
+
+@njit(nogil=True, cache=True)
+def _distances(q, g, q_norm, g_norm, cosine, qi, gi, start, stop, out):  # noqa: ANN001, ANN202
+    x = np.empty(q.shape[1])
+    for n in range(start, stop):
+        out[n] = _distance(q[qi[n]], g[gi[n]], q_norm[qi[n]], g_norm[gi[n]], cosine, x)
+
+
+def threaded(kernel, count: int, *args) -> None:  # noqa: ANN001, ANN002
+    """Call kernel(*args[:-1], start, stop, args[-1]) over range(count), split over torch's number of threads."""
+    threads = min(torch.get_num_threads(), count // 64)
+    if threads <= 1:
+        kernel(*args[:-1], 0, count, args[-1])
+        return
+    edges = np.linspace(0, count, threads + 1).astype(np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda a, b: kernel(*args[:-1], a, b, args[-1]), edges[:-1], edges[1:]))
+
+
+def squares(rows: Tensor) -> Tensor:
+    """Squared norms (N,) float64 of `rows` (N, D), float32 or float64, in the fixed order."""
+    if rows.device.type == "cpu":
+        out = torch.empty(len(rows), dtype=torch.float64)
+        threaded(_squares, len(rows), rows.numpy(), out.numpy())
+        return out
+    return torch.cat([fold(part.double().square_()) for part in rows.split(_portion(rows))])
+
+
+def distances(q: Tensor, g: Tensor, q_norm: Tensor, g_norm: Tensor, cosine: bool, qi: Tensor, gi: Tensor) -> Tensor:
+    """Exact distances (P,) float64 of the pairs (q[qi], g[gi]): 1 - cosine, or the squared euclidean distance."""
+    if q.device.type == "cpu":
+        out = torch.empty(len(qi), dtype=torch.float64)
+        arrays = (t.numpy() for t in (q, g, q_norm, g_norm))
+        threaded(_distances, len(qi), *arrays, cosine, qi.numpy(), gi.numpy(), out.numpy())
+        return out
+    return _distances_torch(q, g, q_norm, g_norm, cosine, qi, gi)
+
+
+def _distances_torch(
+    q: Tensor, g: Tensor, q_norm: Tensor, g_norm: Tensor, cosine: bool, qi: Tensor, gi: Tensor
+) -> Tensor:
+    out = torch.empty(len(qi), dtype=torch.float64, device=q.device)
+    step = _portion(q)
+    for s in range(0, len(qi), step):
+        i, j = qi[s : s + step], gi[s : s + step]
+        a, b = q[i].double(), g[j].double()
+        out[s : s + step] = 1.0 - fold(a.mul_(b)) / (q_norm[i] * g_norm[j]) if cosine else fold(a.sub_(b).square_())
+    return out
+
+
+def _portion(rows: Tensor) -> int:
+    """Rows that are handled together so that float64 copies stay near 32 MiB."""
+    return max(1, (1 << 22) // rows.shape[1])
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True)
+def count(
+    scores, scale, shift, keep, q, g, q_norm, g_norm, cosine, given,  # noqa: ANN001
+    first_q, first_g, ptr, pair_g, kept, exact, lo, hi, start, stop, ahead,  # noqa: ANN001
+) -> None:  # fmt: skip
+    """Add to `ahead` (P,) the kept wrong items of a tile that come before each right match: see ranking.py.
+
+    Rows start:stop of the tile's `scores` (queries from `first_q`, gallery from `first_g`; overwritten). A score surely
+    above `hi` counts, one surely below `lo` does not, one between is decided by its exact distance (-score if `given`),
+    then by index.
+    """
+    x, memo = np.empty(q.shape[1]), np.empty(scores.shape[1])
+    for i in range(start, stop):
+        row = scores[i]
+        for j in range(len(row)):
+            row[j] = row[j] * scale[j] - shift[j] if keep[j] else -np.inf
+        pairs = range(ptr[first_q + i], ptr[first_q + i + 1])
+        for p in pairs:
+            if 0 <= pair_g[p] - first_g < len(row):
+                row[pair_g[p] - first_g] = -np.inf
+        fresh = True
+        for p in pairs:
+            if not kept[p]:
+                continue
+            low, high, above, maybe = lo[p], hi[p], np.int32(0), np.int32(0)
+            for j in range(len(row)):
+                above = np.int32(above + np.int32(row[j] > high))
+                maybe = np.int32(maybe + np.int32(not row[j] < low))  # so that NaN counts as doubtful
+            ahead[p] += above
+            if above == maybe:
+                continue
+            if fresh:
+                fresh = False
+                memo[:] = np.nan
+            for s in range(0, len(row), STRIP):
+                strip, doubtful = row[s : s + STRIP], np.int32(0)
+                for j in range(len(strip)):
+                    doubtful = np.int32(doubtful + np.int32(not (strip[j] < low or strip[j] > high)))
+                if doubtful == 0:
+                    continue
+                for j in range(s, s + len(strip)):
+                    if row[j] < low or row[j] > high or row[j] == -np.inf:
+                        continue
+                    if np.isnan(memo[j]):
+                        memo[j] = -row[j] if given else _distance(q[i], g[j], q_norm[i], g_norm[j], cosine, x)
+                    ahead[p] += memo[j] < exact[p] or (memo[j] == exact[p] and first_g + j < pair_g[p])

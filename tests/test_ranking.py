@@ -1,0 +1,249 @@
+"""The evaluator against recorded cases, and against a naive loop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reidlib.evaluation.ranking import evaluate_distances, evaluate_ranking, rank_gallery
+
+FOLDER = Path(__file__).parent / "fixtures" / "eval"
+CASES = {case["name"]: case for case in json.loads((FOLDER / "cases.json").read_text())["cases"]}
+NAMES = ("q_feats", "g_feats", "q_pids", "g_pids", "q_camids", "g_camids")
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])]
+EXPECTED = [
+    (name, key, metric)
+    for name, case in CASES.items()
+    for key in ("expected", "expected_drop_junk")
+    for metric in ("cosine", "euclidean")
+    if "mAP" in case.get(key, {}).get(metric, {})
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products gain nothing from more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def arrays(name):
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return [file[key] for key in NAMES]
+
+
+def naive(feats, g_feats, pids, g_pids, camids, g_camids, metric="cosine", same_camera=False):
+    """(ap, inp, first match, order of the kept gallery) of each query, one at a time, with a full stable sort."""
+    out = []
+    q, g = np.asarray(feats, np.float64), np.asarray(g_feats, np.float64)
+    for i in range(len(q)):
+        if metric == "cosine":
+            norms = np.maximum(np.sqrt((g * g).sum(1)), 1e-12) * max(np.sqrt(q[i] @ q[i]), 1e-12)
+            distance = 1 - (g * q[i]).sum(1) / norms
+        else:
+            distance = ((g - q[i]) ** 2).sum(1)
+        keep = (g_pids != -1) & ((g_pids != pids[i]) | (g_camids != camids[i]) | same_camera)
+        order = np.argsort(distance, kind="stable")
+        order = order[keep[order]]
+        ranks = np.flatnonzero(g_pids[order] == pids[i]) + 1
+        if len(ranks):
+            nth = np.arange(1, len(ranks) + 1)
+            out.append(((nth / ranks).mean(), len(ranks) / ranks[-1], ranks[0], order))
+        else:
+            out.append((np.nan, np.nan, -1, order))
+    return out
+
+
+def check(result, expected):
+    for key in ("mAP", "mINP"):
+        assert getattr(result, key) == pytest.approx(expected[key], abs=1e-9)
+    assert (result.num_valid, result.num_query) == (expected["num_valid"], expected["num_query"])
+    for k, value in expected["cmc"].items():
+        assert result.rank(int(k)) == pytest.approx(value, abs=1e-9)
+        assert result.cmc[int(k) - 1].item() == pytest.approx(value, abs=1e-9)
+    for row in expected.get("per_query", ()):
+        i = row["query"]
+        assert result.ap[i].item() == pytest.approx(row["ap"], abs=1e-9)
+        assert result.inp[i].item() == pytest.approx(row["inp"], abs=1e-9)
+        assert result.first_match[i].item() == row["first_match_rank"]
+    for i in expected.get("invalid_queries", ()):
+        assert result.first_match[i] == -1
+        assert result.ap[i].isnan()
+        assert result.inp[i].isnan()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("block_size", [None, 1, 7, 64])
+@pytest.mark.parametrize(("name", "key", "metric"), EXPECTED)
+def test_golden(name, key, metric, block_size, device):
+    if block_size == 1 and CASES[name]["num_query"] * CASES[name]["num_gallery"] > 30_000:
+        block_size = 13
+    inputs = [torch.from_numpy(a) for a in arrays(name)]
+    result = evaluate_ranking(*inputs, metric=metric, device=device, block_size=block_size)
+    assert result.cmc.shape == (50,)
+    check(result, CASES[name][key][metric])
+
+
+def drawn(seed=0, num_query=9, num_gallery=70, dim=5, people=5, cameras=3, step=None):
+    """A small random problem with junk; `step` rounds features to a lattice, so that distances tie."""
+    rng = np.random.default_rng(seed)
+    q, g = (rng.normal(size=(n, dim)).astype(np.float32) for n in (num_query, num_gallery))
+    if step:
+        q, g = np.round(q / step) * step, np.round(g / step) * step
+    ids = [rng.integers(low, high, n) for low, high in ((0, people), (0, cameras)) for n in (num_query, num_gallery)]
+    ids[1][rng.random(num_gallery) < 0.1] = -1
+    return [q, g, ids[0], ids[1], ids[2], ids[3]]
+
+
+def check_naive(result, inputs, **options):
+    expected = naive(*inputs, **options)
+    for i, (ap, inp, first, _) in enumerate(expected):
+        assert result.first_match[i] == first
+        np.testing.assert_allclose([result.ap[i], result.inp[i]], [ap, inp], rtol=1e-12)
+    aps = np.array([row[0] for row in expected])
+    assert result.mAP == pytest.approx(np.nanmean(aps), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_rank_lists_are_the_order_that_is_counted(metric):
+    for name in ("junk_distractors", "zero_vectors", "ties_block_edges", "kept_fewer_than_max_rank"):
+        inputs = arrays(name)
+        expected = naive(*inputs, metric=metric)
+        for k, block_size in ((3, None), (10, 7), (60, 64)):
+            top = rank_gallery(*inputs, k=k, metric=metric, block_size=block_size)
+            assert top.indices.shape == (len(expected), k)
+            assert (top.indices.dtype, top.distances.dtype) == (torch.int64, torch.float32)
+            for i, (*_, order) in enumerate(expected):
+                length = min(k, len(order))
+                assert top.indices[i, :length].tolist() == order[:length].tolist()
+                assert (top.indices[i, length:] == -1).all()
+                assert top.distances[i, length:].isinf().all()
+                assert not top.matches[i, length:].any()
+                assert top.matches[i, :length].tolist() == (inputs[3][order[:length]] == inputs[2][i]).tolist()
+                g = torch.from_numpy(inputs[1][order[:length]]).double()
+                q = torch.from_numpy(inputs[0][i : i + 1]).double()
+                far = 1 - torch.cosine_similarity(q, g, eps=1e-12) if metric == "cosine" else torch.cdist(q, g)[0]
+                torch.testing.assert_close(top.distances[i, :length].double(), far, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_dtypes_and_strides(dtype, metric):
+    q, g, *ids = (torch.from_numpy(a) for a in arrays("ordinary"))
+    q, g = q.to(dtype), g.to(dtype)
+    result = evaluate_ranking(q.T.contiguous().T, g.repeat(2, 2)[::2, : g.shape[1]][: len(g)], *ids, metric=metric)
+    rows = g.repeat(2, 2)[::2, : g.shape[1]][: len(g)]
+    check_naive(result, [q.double().numpy(), rows.double().numpy(), *(i.numpy() for i in ids)], metric=metric)
+
+
+def test_float64_differences_below_float32_are_seen():
+    q, g = np.ones((1, 2)), np.array([[1 + 1e-9, 1], [1, 1 + 2e-9], [1 + 5e-10, 1]])
+    ids = [np.array(x) for x in ([1], [2, 1, 2], [0], [1, 1, 1])]
+    for metric in ("euclidean",):
+        assert evaluate_ranking(q, g, *ids, metric=metric).first_match.tolist() == [3]
+    assert evaluate_ranking(q.astype(np.float32), g.astype(np.float32), *ids).first_match.tolist() == [2]  # all equal
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-6, 1e6, 1e18])
+def test_magnitude_changes_nothing(scale):
+    q, g, *ids = arrays("ordinary")
+    factor = np.float32(2.0 ** np.round(np.log2(scale)))
+    for metric in ("cosine", "euclidean"):
+        if metric == "cosine" and scale < 1e-12:
+            continue  # norms are clamped there
+        plain, scaled = (evaluate_ranking(q * f, g * f, *ids, metric=metric) for f in (np.float32(1), factor))
+        assert torch.equal(plain.ap, scaled.ap)
+
+
+def test_same_camera_can_be_kept():
+    inputs = drawn(3)
+    check_naive(evaluate_ranking(*inputs, same_camera=True), inputs, same_camera=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_distances_from_elsewhere(dtype):
+    q, g, *ids = drawn(5, step=0.5)
+    matrix = (((q[:, None] - g) ** 2).sum(-1)).astype(dtype)
+    for block_size in (None, 1, 13):
+        result = evaluate_distances(matrix, *ids, block_size=block_size)
+        check_naive(result, [q, g, *ids], metric="euclidean")
+    with pytest.raises(ValueError, match="the pids ask for"):
+        evaluate_distances(matrix.T, *ids)
+    matrix[4, 7] = np.nan
+    with pytest.raises(ValueError, match="row 4"):
+        evaluate_distances(matrix, *ids)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_query=st.integers(1, 12),
+    num_gallery=st.integers(1, 90),
+    dim=st.sampled_from([1, 2, 7, 130]),
+    people=st.integers(1, 6),
+    cameras=st.integers(1, 3),
+    step=st.sampled_from([None, 0.5, 1.0, 4.0]),
+    block_size=st.one_of(st.none(), st.integers(1, 40)),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    same_camera=st.booleans(),
+)
+def test_equals_a_naive_loop(seed, num_query, num_gallery, dim, people, cameras, step, block_size, metric, same_camera):
+    inputs = drawn(seed, num_query, num_gallery, dim, people, cameras, step)
+    options = {"metric": metric, "same_camera": same_camera}
+    if all(np.isnan(row[0]) for row in naive(*inputs, **options)):
+        with pytest.raises(ValueError, match="no query has a right match"):
+            evaluate_ranking(*inputs, **options, block_size=block_size)
+    else:
+        check_naive(evaluate_ranking(*inputs, **options, block_size=block_size), inputs, **options)
+
+
+def test_what_is_refused():
+    q, g, *ids = drawn()
+    names = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
+    for name in ("nan_in_query", "nan_in_gallery", "inf_in_gallery"):
+        for block_size in (None, 3):
+            with pytest.raises(ValueError, match=f"{name[7:]}_feats .* row 4"):
+                evaluate_ranking(*arrays(name), block_size=block_size)
+    with pytest.raises(ValueError, match="no query has a right match"):
+        evaluate_ranking(*arrays("no_valid_at_all"))
+    with pytest.raises(ValueError, match="query_feats has 8 rows, query_pids has 9"):
+        evaluate_ranking(q[:8], g, *ids)
+    with pytest.raises(ValueError, match="gallery_feats has 69 rows, gallery_pids has 70"):
+        evaluate_ranking(q, g[:69], *ids)
+    with pytest.raises(ValueError, match="query_feats has 5 dimensions, gallery_feats has 4"):
+        evaluate_ranking(q, g[:, :4], *ids)
+    with pytest.raises(ValueError, match="query_feats must be a matrix"):
+        evaluate_ranking(q[0], g, *ids)
+    with pytest.raises(ValueError, match="the gallery set is empty"):
+        evaluate_ranking(q, g[:0], ids[0], ids[1][:0], ids[2], ids[3][:0])
+    with pytest.raises(ValueError, match="did you mean 'cosine'"):
+        evaluate_ranking(q, g, *ids, metric="cosin")
+    for place, name in enumerate(names):
+        for bad in (ids[place].astype(str), ids[place].astype(float), ids[place][:, None]):
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                evaluate_ranking(q, g, *ids[:place], bad, *ids[place + 1 :])
+
+
+def test_junk_queries_have_no_match():
+    inputs = arrays("junk_in_query")
+    result = evaluate_ranking(*inputs)
+    junk = inputs[2] == -1
+    assert junk.any()
+    assert (result.first_match.numpy()[junk] == -1).all()
+    assert result.num_valid == (~junk).sum()
+
+
+def test_result_speaks():
+    result = evaluate_ranking(*arrays("ordinary"), max_rank=3)
+    assert result.cmc.shape == (3,)
+    assert json.loads(json.dumps(result.to_dict()))["rank10"] == result.rank(10) > result.rank(1)
+    assert "60 of 60 queries valid" in repr(result)
+    with pytest.raises(ValueError, match="max_rank"):
+        evaluate_ranking(*arrays("ordinary"), max_rank=0)
