@@ -17,11 +17,12 @@ _PUBLIC = {
     "load_checkpoint": "reidlib.models",
     "extract_features": "reidlib.evaluation",
     "evaluate_ranking": "reidlib.evaluation",
+    "rank_gallery": "reidlib.evaluation",
     "fit": "reidlib.training",
     "Run": "reidlib.runs",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> object:

@@ -57,9 +57,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _raise_if_disk_full(error: BaseException, path: Path) -> None:
-    """torch and safetensors wrap the operating system's error in their own: look for its words as well."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in str(error) or "PytorchStreamWriter failed" in str(error):
-        raise OSError(
-            errno.ENOSPC, f"the disk is full: {path} was not written, what was there before is untouched"
-        ) from error
+    """torch and safetensors wrap the operating system's error in their own: follow what led to it, and its words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(cause):
+            sentence = f"the disk is full: {path} was not written, what was there before is untouched"
+            raise OSError(errno.ENOSPC, sentence) from error
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,51 @@
+# make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
+# make test   the whole set-up, then every test;  make test-all  the slow ones too
+# make lab    JupyterLab on the notebooks
+
+PYTHON ?= python3
+BIN    := .venv/bin
+# The mark of a finished installation carries the pins' checksum: other pins, another .venv.
+READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
+
+.PHONY: demo test test-all lab lint notebooks lock setup clean
+
+demo: $(READY)
+	$(BIN)/python -m reidlib.batch train test ranklist gradcam tsne \
+	  -p run demo -p resume restart -p dataset synthetic-small -p epochs 24 \
+	  -p datasets synthetic-small,synthetic_b-small
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -q -m "not slow"
+	REID_RUNS=$$(mktemp -d) $(BIN)/python -m pytest -q --nbval-lax notebooks
+
+test-all: $(READY) lint
+	$(BIN)/python -m pytest -q
+	REID_RUNS=$$(mktemp -d) $(BIN)/python -m pytest -q --nbval-lax notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+setup: $(READY)
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Making .venv (PyTorch brings about 5 GB; a few minutes)"
+	@$(PYTHON) -m venv --clear .venv || { echo "python3 -m venv failed: install python3-venv"; exit 1; }
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Renews the pins from pyproject.toml's ranges, for every Python and platform at once.
+lock:
+	$(PYTHON) -m venv --clear .lock && .lock/bin/pip install -q uv
+	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --no-header --no-annotate -q --upgrade; } > requirements.new && mv requirements.new requirements.txt
+	rm -r .lock
+
+clean:
+	rm -rf .venv runs data

@@ -1,0 +1,94 @@
+"""Retrieval features of many pictures, and the file that keeps them, so that metrics can change without the network."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reidlib.files import whole_file
+
+
+@dataclass(frozen=True)
+class Features:
+    """feats (N, D) float32 as the network gives them (not normalised); pids and camids (N,) int64; all on the CPU."""
+
+    feats: Tensor
+    pids: Tensor
+    camids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pids)
+
+
+@torch.inference_mode()
+def extract_features(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    bfloat16: bool = False,
+    progress: bool = False,
+) -> Features:
+    """The features of all `batches` (each with images, pids, camids) in their order.
+
+    `device` defaults to where the model is. `bfloat16` runs the network (never the ranking) under autocast: faster on a
+    GPU, and features then carry its rounding. The model is put into eval mode for the call and back afterwards.
+    Raises ValueError where there is nothing to extract.
+    """
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    if progress:
+        from tqdm.auto import tqdm
+
+        batches = tqdm(batches, desc="features", unit="batch", leave=False)
+    feats, pids, camids = [], [], []
+    training = model.training
+    model.eval().to(device)
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            for batch in batches:
+                out = model(batch.images.to(device, non_blocking=True), batch.camids.to(device))
+                feats.append(out.float())  # stays on the device: copying each batch would make the GPU wait
+                pids.append(batch.pids)
+                camids.append(batch.camids)
+    finally:
+        model.train(training)
+    if not feats:
+        raise ValueError("no pictures to extract features from")
+    return Features(torch.cat(feats).cpu(), torch.cat(pids), torch.cat(camids))
+
+
+def ranking_inputs(query: Features, gallery: Features) -> tuple[Tensor, ...]:
+    """The six tensors that `evaluate_ranking` and `rank_gallery` begin with."""
+    return query.feats, gallery.feats, query.pids, gallery.pids, query.camids, gallery.camids
+
+
+def save_features(path: str | Path, splits: dict[str, Features], stamp: dict[str, str]) -> None:
+    """Write the features of several splits to one safetensors file; `stamp` says what they were made from."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{name}.{field}": getattr(f, field).contiguous()
+        for name, f in splits.items()
+        for field in ("feats", "pids", "camids")
+    }
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata=stamp)
+
+
+def load_features(path: str | Path, stamp: dict[str, str]) -> dict[str, Features] | None:
+    """What `save_features` wrote, or None where there is no such file or it was made from something else."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() != stamp:
+                return None
+            names = sorted({key.rpartition(".")[0] for key in file.keys()})  # noqa: SIM118 (not a dict)
+            return {n: Features(*(file.get_tensor(f"{n}.{x}") for x in ("feats", "pids", "camids"))) for n in names}
+    except SafetensorError:
+        return None

@@ -1,0 +1,155 @@
+"""What the notebooks would otherwise copy from each other: choosing, small tables, pictures that redraw themselves."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reidlib.data.datasets import ReIDDataset, Sample
+from reidlib.data.loaders import read_image
+from reidlib.errors import unknown_name
+from reidlib.evaluation import Features
+from reidlib.models import ReIDModel
+
+SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
+CHOICES = ("worst", "best", "random", "chosen")
+
+
+def watched() -> bool:
+    """Whether a person started this kernel from a Jupyter front end: then progress bars and widgets serve somebody.
+
+    papermill, nbconvert and nbval start kernels without a session.
+    """
+    return "JPY_SESSION_NAME" in os.environ
+
+
+class LivePicture:
+    """One picture in a cell's output, redrawn in place by each call: `LivePicture(draw)(data)`.
+
+    Where nobody watches it draws nothing: the notebook shows the final picture in a cell of its own.
+    """
+
+    def __init__(self, draw: Callable[..., Any]) -> None:
+        self.draw, self.shown = draw, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if not watched():
+            return
+        from IPython.display import display
+
+        figure = self.draw(*args, **kwargs)
+        if self.shown is None:
+            self.shown = display(figure, display_id=True)
+        else:
+            self.shown.update(figure)
+
+
+def epoch_line(row: dict[str, float], epochs: int) -> str:
+    """One line for one epoch of metrics.jsonl."""
+    parts = [f"epoch {row['epoch']:3}/{epochs}"]
+    if "loss" in row:
+        parts += [f"loss {row['loss']:6.3f}", f"accuracy {row['accuracy']:6.1%}"]
+    if "mAP" in row:
+        parts += [f"mAP {row['mAP']:6.1%}", f"Rank-1 {row['rank1']:6.1%}"]
+    return "  ".join(parts)
+
+
+def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = SCORES) -> Any:
+    """A pandas table of shares as percentages with one decimal; one row a name."""
+    import pandas as pd
+
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(columns))
+    return table.map(lambda share: "" if pd.isna(share) else f"{100 * share:.1f}")
+
+
+def scores(result: Any) -> dict[str, float]:
+    """The numbers of a ranking result that tables show, and the counts behind them."""
+    ranks = {f"rank{k}": float(result.rank(k)) for k in (1, 5, 10)}
+    means = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
+    return ranks | means | {"num_query": result.num_query, "num_valid": result.num_valid}
+
+
+def choose_queries(
+    ap: Any, show: str, count: int, *, chosen: Sequence[int] = (), seed: int = 0
+) -> tuple[list[int], str]:
+    """Indices of the queries to show, and the order in words for a title.
+
+    `show`: "worst" or "best" `count` by average precision `ap` (Q,), the extreme first, equals by index; "random"
+    `count`, in the order of the query set; "chosen", as listed. Queries without a match (NaN) are shown only where they
+    are chosen. Raises ValueError for an unknown `show`, an empty or impossible choice.
+    """
+    ap = np.asarray(ap, dtype=np.float64)
+    valid = np.flatnonzero(~np.isnan(ap))
+    if show not in CHOICES:
+        raise unknown_name("value of show", show, CHOICES)
+    if show == "chosen":
+        wrong = [i for i in chosen if not 0 <= i < len(ap)]
+        if wrong or not chosen:
+            raise ValueError(f"show='chosen' needs query indices from 0 to {len(ap) - 1}, got {wrong or list(chosen)}")
+        return list(chosen), f"{len(chosen)} chosen of {len(ap)} queries, in the order given"
+    if not len(valid) or count < 1:
+        raise ValueError(f"nothing to show: {len(valid)} queries have a match, {count} were asked for")
+    count = min(count, len(valid))
+    if show == "random":
+        picked = np.sort(np.random.default_rng(seed).choice(valid, count, replace=False))
+        return picked.tolist(), f"{count} of {len(ap)} queries drawn at random (seed {seed})"
+    order = valid[np.argsort(ap[valid] if show == "worst" else -ap[valid], kind="stable")]
+    return order[:count].tolist(), f"The {count} {show} of {len(ap)} queries by average precision, {show} first"
+
+
+def choose_people(samples: Sequence[Sample], count: int, *, seed: int = 0) -> list[int]:
+    """Indices of all samples of `count` people drawn by `seed`; junk and distractors are nobody."""
+    pids = sorted({s.pid for s in samples if s.pid > 0})
+    drawn = set(np.random.default_rng(seed).choice(pids, min(count, len(pids)), replace=False).tolist())
+    return [i for i, s in enumerate(samples) if s.pid in drawn]
+
+
+def rank_rows(
+    data: ReIDDataset, query: Features, gallery: Features, ranked: Tensor, picked: Sequence[int]
+) -> tuple[list[Sample], tuple[Sample, ...], Tensor, Tensor]:
+    """What the rank-list pictures take: queries, gallery, ranked (R, k) and their cosine similarity (R, k) float32.
+
+    `ranked` (Q, k) holds gallery indices for all queries, -1 beyond the end of a list; `picked` are the rows wanted.
+    """
+    at = torch.as_tensor(picked)
+    ranked = ranked.cpu()[at]
+    unit = torch.nn.functional.normalize
+    similarity = torch.einsum("rd,rkd->rk", unit(query.feats[at]), unit(gallery.feats[ranked.clamp(min=0)], dim=-1))
+    return [data.query[i] for i in picked], data.gallery, ranked, similarity
+
+
+def cams(
+    model: ReIDModel, queries: Sequence[Sample], gallery: Sequence[Sample], ranked: Tensor, similarity: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The maps that `plots.cam_figure` takes for those rows: (R, H, W) of the features, twice (R, k, H, W) of pairs."""
+    from reidlib.plots import feature_cam, similarity_cam
+
+    rows, k = ranked.shape
+    left = torch.stack([read_image(s.path, model.input_size) for s in queries])
+    right = torch.stack([read_image(gallery[i].path, model.input_size) for i in ranked.flatten().tolist()])
+    left_cams = torch.tensor([s.camid for s in queries])
+    right_cams = torch.tensor([gallery[i].camid for i in ranked.flatten().tolist()])
+    pairs = similarity_cam(
+        model, left.repeat_interleave(k, 0), right, left_cams.repeat_interleave(k), right_cams
+    )  # 2 × (R·k, H, W)
+    return feature_cam(model, left, left_cams), *(maps.unflatten(0, (rows, k)) for maps in pairs)
+
+
+def below(path: str | Path, root: str | Path) -> str:
+    """`path` as seen from `root`, so that tables carry no folder of anybody's computer."""
+    path = Path(path)
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def browse(draw: Callable[[int], Any], count: int, *, start: int = 0) -> Any:
+    """A slider over `draw(0)` … `draw(count - 1)`; where nobody watches, the plain picture of `start`."""
+    if not watched():
+        return draw(start)
+    from ipywidgets import IntSlider, interact
+
+    interact(draw, index=IntSlider(start, 0, count - 1, continuous_update=False))
+    return None

@@ -1,0 +1,246 @@
+"""The run folder: everything that one training run leaves, and the only way notebooks hand over to each other.
+
+`params.json`, `environment.json`, `metrics.jsonl` (one line an epoch), `result.json`, `last.pt` (for an exact resume),
+`model.safetensors` (best weights) with `model.json` (enough to rebuild it), `features/`, `figures/`, `notebooks/`.
+Every file is written whole or not at all.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reidlib.data.paths import REPOSITORY, runs_root
+from reidlib.errors import unknown_name
+from reidlib.files import whole_file
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be looked at without it
+    import torch
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from reidlib.data.datasets import ReIDDataset
+    from reidlib.evaluation import Features
+    from reidlib.models import ReIDModel
+
+RESUME = ("auto", "restart", "never")
+
+
+class Run:
+    """One folder of `runs/`. Make one with `Run.create`, take an existing one with `Run.open`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({self.path.name})"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @staticmethod
+    def folder(run: str) -> Path:
+        """`run` as a folder: a bare name lies in the runs root, `runs/<name>` too, any other path is itself."""
+        path = Path(run).expanduser()
+        if path.is_absolute():
+            return path
+        parts = path.parts[1:] if path.parts[:1] == ("runs",) else path.parts
+        return runs_root().joinpath(*parts)
+
+    @classmethod
+    def create(cls, run: str, params: dict[str, Any], *, resume: str = "auto") -> "Run":
+        """The folder for a new run, with its params.json and environment.json.
+
+        `resume="auto"` goes on with what is there, `"restart"` removes a former run of that name first, `"never"`
+        raises FileExistsError where there is one. Nothing that is not a run is ever removed.
+        """
+        if resume not in RESUME:
+            raise unknown_name("value of resume", resume, RESUME)
+        self = cls(cls.folder(run))
+        is_run = (self.path / "params.json").is_file()
+        if self.path.exists() and not is_run and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise FileExistsError(f"{self.path} exists and is not a run folder: choose another `run`")
+        if is_run and resume == "never":
+            raise FileExistsError(f"the run {self.name} exists already: choose another `run`, or resume='auto'")
+        if is_run and resume == "restart":
+            shutil.rmtree(self.path)
+        if not (self.path / "last.pt").exists():
+            self.write_json("params.json", params)
+            self.write_json("environment.json", environment() | {"seed": params.get("seed")})
+        return self
+
+    @classmethod
+    def open(cls, run: str = "") -> "Run":
+        """A run that holds a trained model; without a name the newest one.
+
+        Where there is no run at all, the train notebook is run first with its own defaults, the toy: so every notebook
+        works alone, from the first click. Raises FileNotFoundError for a name that is no run.
+        """
+        if run:
+            self = cls(cls.folder(run))
+            if not (self.path / "model.json").is_file():
+                have = ", ".join(r.name for r in cls.all()[:6]) or "none yet"
+                raise FileNotFoundError(f"no trained run at {self.path}; runs in {runs_root()}: {have}")
+            return self
+        if not cls.all():
+            from reidlib.batch import run_notebook
+
+            run_notebook("train", {"run": "toy"})
+        return cls.all()[0]
+
+    @classmethod
+    def all(cls) -> list["Run"]:
+        """Every run that holds a trained model, the newest first."""
+        found = runs_root().glob("*/model.json")
+        return [cls(p.parent) for p in sorted(found, key=lambda p: (-p.stat().st_mtime, p.parent.name))]
+
+    # What is in the folder
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files; {} where it is not there yet."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON ({error})") from error
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        with whole_file(self.path / name) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.read_json("params.json")
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """One dict an epoch."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def write_metrics(self, history: list[dict[str, float]]) -> None:
+        with whole_file(self.path / "metrics.jsonl") as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in history))
+
+    def add_result(self, dataset: str, result: dict[str, Any]) -> None:
+        """Write `result` under the name of `dataset` into result.json, beside those already there."""
+        content = self.read_json("result.json") or {"model": self.read_json("model.json").get("name"), "results": {}}
+        content["results"][dataset] = content["results"].get(dataset, {}) | result
+        self.write_json("result.json", content)
+
+    def save_figure(self, figure: "Figure", name: str) -> Path:
+        """Write `figure` to figures/<name>.png."""
+        from reidlib.plots import save
+
+        return save(figure, self.path / "figures" / f"{name}.png")
+
+    def save_table(self, table: "DataFrame", name: str) -> Path:
+        """Write a pandas table to figures/<name>.csv, beside the picture of that name."""
+        path = self.path / "figures" / f"{name}.csv"
+        with whole_file(path) as part:
+            table.to_csv(part, index=False)
+        return path
+
+    # The model
+
+    def save_model(self, model: "ReIDModel", **about: Any) -> None:
+        """The weights, and beside them what it takes to rebuild the model."""
+        from safetensors.torch import save_file
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        with whole_file(self.path / "model.safetensors") as part:
+            save_file(state, part)
+        self.write_json("model.json", _describe(model) | about)
+
+    def load_model(self, device: "torch.device | str | None" = None) -> "ReIDModel":
+        """The run's best model, in eval mode, on `device` (default: the GPU where there is one)."""
+        import torch
+
+        from reidlib.models import create_model
+
+        about = self.read_json("model.json")
+        keep = ("num_classes", "num_cameras")
+        model = create_model(
+            about["name"], input_size=tuple(about["input_size"]), **{k: about[k] for k in keep if about.get(k)}
+        )
+        self.load_weights(model)
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+    def load_weights(self, model: "ReIDModel") -> None:
+        """Put the best weights into `model`. Raises ValueError where they are another model's or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        about = self.read_json("model.json")
+        if about.get("name") != model.name:
+            raise ValueError(f"{self.path} holds a {about.get('name')}, not a {model.name}: choose another `run`")
+        path = self.path / "model.safetensors"
+        try:
+            model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} does not hold the weights that model.json describes: {reason}") from error
+
+    def features(
+        self, model: "ReIDModel", dataset: "ReIDDataset", *, workers: int = 0, progress: bool = False
+    ) -> tuple["Features", "Features"]:
+        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree."""
+        from reidlib.data.loaders import eval_loader
+        from reidlib.evaluation.features import extract_features, load_features, save_features
+
+        path = self.path / "features" / f"{dataset.name}.safetensors"
+        stamp = {"weights": _sha256(self.path / "model.safetensors"), "data": dataset.fingerprint()}
+        found = load_features(path, stamp)
+        if found is None:
+            found = {
+                split: extract_features(
+                    model, eval_loader(getattr(dataset, split), model.input_size, workers=workers), progress=progress
+                )
+                for split in ("query", "gallery")
+            }
+            save_features(path, found, stamp)
+        return found["query"], found["gallery"]
+
+
+def _describe(model: "ReIDModel") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "num_classes": model.num_classes,
+        "num_cameras": model.num_cameras,
+        "input_size": list(model.input_size),
+        "feature_dim": model.feature_dim,
+        "mean": list(model.mean),
+        "std": list(model.std),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, device, git commit, time."""
+    import torch
+
+    packages = ("reidlib", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
+    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this computer
+        commit = ""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "git": commit or None,
+        "packages": {p: metadata.version(p) for p in packages},
+    }

@@ -1,0 +1,6 @@
+"""Training: losses, recipes, and the loop that survives being killed."""
+
+from reidlib.training.fit import fit
+from reidlib.training.recipes import Recipe
+
+__all__ = ["Recipe", "fit"]

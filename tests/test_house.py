@@ -1,0 +1,196 @@
+"""The rules of the house that code can check: who imports whom, one pinned list, quiet imports, tidy notebooks."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "reidlib"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# Pins
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins: dict[str, list[Requirement]] = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            pins.setdefault(Requirement(line).name, []).append(Requirement(line))
+    return pins
+
+
+def asked() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
+
+
+def test_every_pin_is_exact_and_is_what_is_installed() -> None:
+    for name, pins in requirements().items():
+        here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+        assert len(here) <= 1, f"{name} is pinned twice for this computer"
+        for pin in here:
+            (version,) = (spec.version for spec in pin.specifier if spec.operator == "==")
+            assert Version(metadata.version(name)).public == Version(version).public, f"{name} is not as pinned"
+
+
+def test_pins_lie_within_the_ranges_of_pyproject() -> None:
+    pins = requirements()
+    for wanted in asked():
+        assert wanted.name in pins, f"{wanted.name} is not pinned: run `make lock`"
+        for pin in pins[wanted.name]:
+            (spec,) = pin.specifier
+            assert wanted.specifier.contains(spec.version), f"{pin} is outside {wanted}: run `make lock`"
+
+
+def test_conda_installs_the_same_list() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert {re.split("[=<>]", entry)[0] for entry in conda} == {"python", "pip"}  # nothing that pip also pins
+    assert pip == ["-r requirements.txt", "-e ."]
+    assert "-r requirements.txt" in (ROOT / "Makefile").read_text()
+
+
+# Imports
+
+ALLOWED = {
+    "data": {"data"},
+    "models": {"models"},
+    "evaluation": {"evaluation"},
+    "plots": {"plots"},
+    "training": {"training", "data", "evaluation", "runs"},  # it joins batches, a model it is given, and scores
+}
+LADDER = ["layers", "backbones", "heads", "architectures", "zoo"]  # each may import those before it
+COMMON = {"errors", "files", "seeds"}
+
+
+def imports(path: Path) -> set[str]:
+    """The reidlib modules that a file imports anywhere, functions included; `if TYPE_CHECKING` blocks are not run."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "reidlib" and rest and len(parts) > 1:
+            room = rest[0]
+            assert room in ALLOWED[parts[0]] | COMMON, f"{path} imports {name}"
+            if parts[0] == room == "models" and parts[1] in LADDER and rest[1] in LADDER:
+                assert LADDER.index(rest[1]) <= LADDER.index(parts[1]), f"{path} imports {name}"
+        if top == "timm" or name.startswith("torchvision.models"):
+            assert parts[:2] == ("models", "backbones"), f"{path} imports {name}: only backbones do"
+    if parts == ("models", "checkpoints"):
+        assert not any("zoo" in name or "architectures" in name for name in imports(path))
+
+
+def test_importing_is_quick_and_has_no_side_effect() -> None:
+    code = """
+import os, sys, time
+start = time.perf_counter()
+import reidlib
+quick = time.perf_counter() - start
+heavy = {"torch", "timm", "matplotlib", "pandas", "sklearn"} & set(sys.modules)
+import torch, torchvision  # torchvision itself sets TORCHINDUCTOR_CACHE_DIR
+before = dict(os.environ)
+state = torch.random.get_rng_state()
+names = reidlib.list_models()
+import reidlib.plots, reidlib.training, reidlib.runs, reidlib.batch
+assert torch.equal(state, torch.random.get_rng_state()), "an import drew random numbers"
+assert dict(os.environ) == before, "an import changed the environment"
+assert not heavy, heavy
+late = {"timm", "sklearn", "pytorch_grad_cam", "seaborn", "pandas", "matplotlib.pyplot"} & set(sys.modules)
+assert not late, late
+assert quick < 0.5, quick
+assert len(names) >= 8
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "", "an import printed"
+
+
+def test_public_names_exist_and_others_are_refused() -> None:
+    import reidlib
+
+    for name in reidlib.__all__:
+        assert getattr(reidlib, name) is not None
+    with pytest.raises(AttributeError, match=r"it has .*create_model"):
+        _ = reidlib.creat_model
+
+
+# Notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_tidy(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert "papermill" not in book.metadata
+    for node in ast.parse(tagged[0].source).body:
+        assert isinstance(node, ast.AnnAssign), f"{ast.unparse(node)}: parameters are `name: type = literal`"
+        ast.literal_eval(node.value)
+    for line in tagged[0].source.splitlines():
+        assert re.search(r"  # \S", line), f"no help comment: {line}"
+    for cell in code:
+        if cell is not tagged[0]:
+            assert cell.source.count("\n") < 13, f"a long cell:\n{cell.source}"
+        assert cell.outputs or cell is tagged[0] or "display" not in cell.source
+        assert not any(output.output_type == "error" for output in cell.outputs)
+    assert any(cell.outputs for cell in code), "no outputs: a reader of the page sees nothing"
+    text = json.dumps([cell.get("outputs", []) for cell in code])
+    assert str(Path.home()) + "/" not in text
+    assert str(ROOT) not in text
+    assert path.stat().st_size < 2_000_000
+    assert sum(cell.cell_type == "markdown" for cell in book.cells) >= 2
+
+
+def test_there_is_a_notebook_for_each_task() -> None:
+    assert {"train", "test", "ranklist", "gradcam", "tsne"} <= {path.stem for path in NOTEBOOKS}
+
+
+# The tree
+
+
+def test_nothing_speaks_of_a_computer_or_a_registry() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    home = re.compile("|".join(map(re.escape, {os.environ.get("HOME", "/root") + "/", str(ROOT) + "/"})))
+    hosts = re.compile("py" + r"pi\.org|pythonhos" + "ted|registry" + r"\.npmjs")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in (".py", ".ipynb", ".md", ".toml", ".yml", ".yaml", ".txt", "") and path.is_file():
+            text = path.read_text(errors="replace")
+            assert not hosts.search(text), f"{name} names a registry"
+            assert not home.search(text), f"{name} names a folder of this computer"

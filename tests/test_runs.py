@@ -1,0 +1,169 @@
+"""The run folder, and files that appear whole or not at all."""
+
+import errno
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import reidlib
+from reidlib.files import whole_file, whole_folder
+from reidlib.runs import Run, environment
+
+
+def test_whole_file_leaves_the_old_one_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    with whole_file(path) as part:
+        part.write_text("one")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), whole_file(path) as part:
+        part.write_text(f"half {1 / 0}")
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o044  # others may read it, as the umask says
+
+
+def _torch(path: Path, values: torch.Tensor) -> None:
+    with path.open("wb") as file:
+        torch.save({"w": values}, file)
+
+
+def _safetensors(path: Path, values: torch.Tensor) -> None:
+    save_file({"w": values}, path)
+
+
+def _text(path: Path, values: torch.Tensor) -> None:
+    path.write_bytes(bytes(len(values)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root on Linux")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("write", [_torch, _safetensors, _text])
+def test_full_disk_is_one_sentence_and_loses_nothing(small_disk: Path, write: Callable) -> None:
+    path = small_disk / "last.pt"
+    path.write_text("the last checkpoint")
+    full = pytest.raises(OSError, match=r"the disk is full: .*last\.pt was not written, what was there before")
+    with full as caught, whole_file(path) as part:
+        write(part, torch.zeros(3_000_000))
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "the last checkpoint"
+    assert list(small_disk.iterdir()) == [path]
+
+
+def test_whole_folder_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    with pytest.raises(ZeroDivisionError), whole_folder(path) as part:
+        (part / "x").write_text(f"half {1 / 0}")
+    assert not list(tmp_path.iterdir())
+    with whole_folder(path) as part:
+        (part / "x").write_text("whole")
+    with whole_folder(path) as part:  # somebody else was first: theirs is kept
+        (part / "x").write_text("late")
+    assert (path / "x").read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_and_paths_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "elsewhere"
+    monkeypatch.setenv("REID_RUNS", str(root))
+    assert Run.folder("a") == Run.folder("runs/a") == root / "a"
+    assert Run.folder(str(tmp_path / "b")) == tmp_path / "b"
+
+
+def test_create_resume_restart_never() -> None:
+    run = Run.create("r", {"epochs": 3, "seed": 7})
+    assert run.params == {"epochs": 3, "seed": 7}
+    assert run.read_json("environment.json")["seed"] == 7
+    (run.path / "last.pt").write_text("state")
+    assert Run.create("r", {"epochs": 4}).params["epochs"] == 3  # the first run's parameters stand
+    with pytest.raises(FileExistsError, match="exists already"):
+        Run.create("r", {}, resume="never")
+    with pytest.raises(ValueError, match="did you mean 'restart'"):
+        Run.create("r", {}, resume="re-start")
+    assert Run.create("r", {"epochs": 5}, resume="restart").params == {"epochs": 5}
+    assert not (run.path / "last.pt").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="not a run folder"):
+        Run.create(str(tmp_path), {}, resume="restart")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_open_says_which_runs_there_are() -> None:
+    model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32))
+    Run.create("good", {}).save_model(model, trained_on="x", epoch=1)
+    with pytest.raises(FileNotFoundError, match=r"no trained run at .*goood; runs in .*: good"):
+        Run.open("goood")
+    assert Run.open("").name == Run.open("good").name == "good"
+
+
+def test_a_model_comes_back_from_its_folder() -> None:
+    model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
+    run = Run.create("m", {})
+    run.save_model(model, trained_on="x", epoch=4)
+    back = run.load_model("cpu")
+    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(model(images), back(images))
+    assert (back.num_classes, back.input_size, back.training) == (3, (64, 32), False)
+    about = run.read_json("model.json")
+    assert about["mean"] == [0.485, 0.456, 0.406]
+    (run.path / "model.safetensors").write_bytes(b"\0" * 10)
+    with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights"):
+        run.load_model("cpu")
+    (run.path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model\.json is not valid JSON"):
+        run.read_json("model.json")
+
+
+def test_features_are_cached_by_weights_and_data(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
+    run = Run.create("f", {})
+    run.save_model(model, trained_on="x", epoch=1)
+    query, gallery = run.features(model, tiny)
+    assert (len(query), len(gallery)) == (len(tiny.query), len(tiny.gallery))
+    assert query.pids.tolist() == [s.pid for s in tiny.query]
+    path = run.path / "features" / f"{tiny.name}.safetensors"
+    written = path.stat().st_mtime_ns
+    again, _ = run.features(model, tiny)
+    assert torch.equal(again.feats, query.feats)
+    assert path.stat().st_mtime_ns == written
+    other = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
+    run.save_model(other, trained_on="x", epoch=2)
+    assert not torch.equal(run.features(other, tiny)[0].feats, query.feats)
+    path.write_bytes(b"cut off")
+    assert len(run.features(other, tiny)[0]) == len(tiny.query)
+
+
+def test_results_of_several_data_sets_stand_side_by_side() -> None:
+    run = Run.create("res", {})
+    run.add_result("a", {"mAP": 0.5, "untrained": {"mAP": 0.1}})
+    run.add_result("b", {"mAP": 0.3})
+    run.add_result("a", {"mAP": 0.6})
+    assert run.read_json("result.json")["results"] == {
+        "a": {"mAP": 0.6, "untrained": {"mAP": 0.1}},
+        "b": {"mAP": 0.3},
+    }
+
+
+def test_environment_is_json_and_names_no_folder() -> None:
+    text = json.dumps(environment())
+    assert str(Path.home()) not in text
+    assert json.loads(text)["packages"]["torch"]
