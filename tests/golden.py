@@ -17,19 +17,21 @@ FIXTURES = Path(__file__).parent / "fixtures" / "models"
 
 
 def read_fixtures() -> dict[str, dict]:
-    """Per model: `layout` (upstream key: shape), `golden` (features), `counts` and sizes; one file a family."""
+    """What `fixtures/models/pack.py` packed, by model name: upstream keys and shapes, features, counts."""
     models: dict[str, dict] = {}
     for path in sorted(FIXTURES.glob("*.json.gz")):
         models |= json.loads(gzip.decompress(path.read_bytes()))
     return models
 
 
-def draw_state(layout: dict[str, list[int]], *, gain: float, seed: int = 20) -> dict[str, Tensor]:
-    """An upstream state dict in float32 (counters int64). The first rule that fits an entry draws it."""
-    return {key: _draw(key, tuple(shape), gain, seed) for key, shape in layout.items()}
+def draw_state(fixture: dict, *, seed: int = 20) -> dict[str, Tensor]:
+    """An upstream state dict in float32 (counters int64); an alias takes the draw of the key it stands for."""
+    aliases, gain = fixture["aliases"], fixture["gain"]
+    return {key: _draw(aliases.get(key, key), tuple(shape), gain, seed) for key, shape in fixture["layout"].items()}
 
 
 def _draw(key: str, shape: tuple[int, ...], gain: float, seed: int) -> Tensor:
+    """One entry; the first rule that fits draws it."""
     rng = np.random.default_rng([seed, crc32(key.encode())])
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
@@ -66,11 +68,12 @@ def draw_input(height: int, width: int, *, seed: int = 20) -> Tensor:
 
 
 def golden_error(feats: Tensor, golden: dict) -> float:
-    """Largest error at the recorded places (first 12, last 4, 32 spread) over the largest recorded value."""
+    """Largest error of feats (2, D) over the largest feature value, at the recorded places and precision."""
     dim = feats.shape[1]
-    assert dim == golden["dim"]
-    spread = [k * dim // 32 for k in range(32)]
-    got = torch.cat([feats[:, :12], feats[:, -4:], feats[:, spread]], dim=1).double()
-    parts = [golden["first12"], golden["last4"], golden["spaced32"]]
-    want = torch.cat([torch.tensor(part, dtype=torch.float64) for part in parts], dim=1)
-    return ((got - want).abs().max() / golden["max_abs"]).item()
+    recorded = golden["float64" if feats.dtype == torch.float64 else "float32"]
+    got = torch.cat([feats[:, :12], feats[:, -4:], feats[:, [k * dim // 32 for k in range(32)]]], dim=1).double()
+    parts = [torch.tensor(recorded[part], dtype=torch.float64) for part in ("first12", "last4", "spaced32")]
+    errors = [(got - torch.cat(parts, dim=1)).abs().max()]
+    lengths = torch.tensor(recorded["l2"], dtype=torch.float64)
+    errors.append((feats.double().norm(dim=1) - lengths).abs().max() / dim**0.5)  # every other place, on average
+    return (max(errors) / golden["max_abs"]).item()

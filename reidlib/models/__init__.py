@@ -1,6 +1,6 @@
 """The model zoo: build a model by its name, load published weights into it, count what it costs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -51,10 +51,10 @@ def create_model(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
     spec = MODELS[name]
-    size = tuple(input_size or spec.input_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    size = spec.input_size if input_size is None else input_size
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"input_size is (height, width) in pixels, such as {spec.input_size}; got {input_size!r}")
-    sizes = Sizes(num_classes or None, num_cameras or None, size)
+    sizes = Sizes(num_classes or None, num_cameras or None, tuple(size))
     network = spec.wiring(spec.backbone, spec.head, sizes)
     return ReIDModel(network, name=name, family=spec.family, sizes=sizes, mean=spec.mean, std=spec.std)
 
@@ -66,16 +66,12 @@ def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor])
     `module.`; of any floating dtype. Classifiers of another size are dropped and named in the report. Raises
     FileNotFoundError, or CheckpointError that lists what does not fit and the models that would. No code in it is run.
     """
-    state = checkpoints.read_state_dict(source)
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
-    if checkpoints.match(state, model).problems:
-        fits = _models_that_fit(state)
-        hint = f"; it fits {' or '.join(fits)}" if fits else "; it fits no model of the zoo"
-        return checkpoints.load(model, state, where=where, hint=hint)
-    return checkpoints.load(model, state, where=where)
+    return checkpoints.load(model, source, candidates=_empty_models)
 
 
-def _models_that_fit(state: Mapping[str, Tensor]) -> list[str]:
-    """The models whose layout `state` fills without any problem; built without memory, on the meta device."""
-    with torch.device("meta"):
-        return [name for name in list_models() if not checkpoints.match(state, create_model(name)).problems]
+def _empty_models() -> Iterator[ReIDModel]:
+    """Every model in turn, on the meta device: names and shapes without memory."""
+    for name in list_models():
+        with torch.device("meta"):
+            model = create_model(name)
+        yield model

@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -118,31 +118,29 @@ def match(state: Mapping[str, Tensor], model: nn.Module) -> Match:
     """Lead `state` to the keys of `model` by the rules of `model.family`, and compare. Nothing is loaded."""
     own = model.state_dict()
     rules = () if all(key.startswith(_OWN_PREFIX) for key in state) else RENAMES[model.family]
-    tensors: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
+    targets = {key: rename(key, rules) for key in state}
+    origin: dict[str, str] = {}  # key of the model: key of the file
     dropped: dict[str, str] = {}
     problems: list[str] = []
-    for key, tensor in state.items():
-        target = rename(key, rules)
+    for key, target in targets.items():
+        shape = tuple(state[key].shape)
+        expected = tuple(own[target].shape) if target in own else None
         if isinstance(target, Drop):
             dropped[key] = target.reason
-        elif target in own and own[target].shape == tensor.shape:
-            if target in tensors:
-                problems.append(f"{key} and {origin[target]} are both {target}")
-            tensors[target], origin[target] = tensor, key
+        elif target in origin:
+            problems.append(f"{key} and {origin[target]} are both {target}")
+        elif shape == expected:
+            origin[target] = key
         elif _CLASSIFIER.search(target):
-            there = f"{tuple(own[target].shape)} in the model" if target in own else "not in the model"
-            dropped[key] = f"classifier {tuple(tensor.shape)}, {there}"
-        elif target in own:
-            problems.append(f"{key} is {tuple(tensor.shape)}, the model has {tuple(own[target].shape)}")
+            dropped[key] = f"classifier {shape}, {expected or 'none'} in the model"
         else:
-            problems.append(f"{key} is not in the model")
-    left = [key for key in own if key not in tensors]
+            problems.append(f"{key} is {shape}, {expected} in the model" if expected else f"{key} is not in the model")
+    left = [key for key in own if key not in origin]
     kept = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
-    wrong_shape = {rename(key, rules) for key in state}
-    problems += [f"{key} is missing" for key in left if key not in kept and key not in wrong_shape]
+    problems += [f"{key} is missing" for key in sorted(set(left) - set(kept) - set(targets.values()))]
     renamed = sum(target != key for target, key in origin.items())
-    return Match(Report(model.name, len(tensors), renamed, dropped, kept), tensors, problems)
+    report = Report(model.name, len(origin), renamed, dropped, kept)
+    return Match(report, {target: state[key] for target, key in origin.items()}, problems)
 
 
 def rename(key: str, rules: Rules) -> str | Drop:
@@ -156,13 +154,31 @@ def rename(key: str, rules: Rules) -> str | Drop:
     return key
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "the state dict", hint: str = "") -> Report:
-    """Load what `read_state_dict` gave; all or nothing. CheckpointError lists what does not fit, then says `hint`."""
+def load(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    candidates: Callable[[], Iterable[nn.Module]] = tuple,
+) -> Report:
+    """Load strictly, all or nothing. CheckpointError lists what does not fit, and which of `candidates` fits best."""
+    state = read_state_dict(source)
     found = match(state, model)
     if found.problems:
-        raise CheckpointError(f"{where} does not fit {model.name}: {_listed(found.problems)}{hint}")
+        where = "the state dict" if isinstance(source, Mapping) else str(source)
+        better = _better_fit(state, len(found.problems), candidates())
+        raise CheckpointError(f"{where} does not fit {model.name}: {_listed(found.problems)}{better}")
     model.load_state_dict({**model.state_dict(), **found.tensors})
     return found.report
+
+
+def _better_fit(state: Mapping[str, Tensor], problems: int, candidates: Iterable[nn.Module]) -> str:
+    fits: dict[int, list[str]] = {}
+    for model in candidates:
+        fits.setdefault(len(match(state, model).problems), []).append(model.name)
+    best = min(fits, default=problems)
+    if best >= problems:
+        return ""
+    return f"; {'it fits' if best == 0 else 'closest is'} {_listed(fits[best], 3)}"
 
 
 def _listed(items: list[str] | tuple[str, ...], most: int = 8) -> str:

@@ -1,0 +1,275 @@
+"""Loading weights: rename rules, wrappers, strictness, and files that are not what they seem."""
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from golden import draw_state, read_fixtures
+from safetensors.torch import save_file
+
+from reidlib.models import CheckpointError, create_model, load_checkpoint
+from reidlib.models.checkpoints import RENAMES, Drop, read_state_dict, rename
+
+FIXTURE = read_fixtures()["osnet_x0_25"]
+
+
+@pytest.fixture
+def state():
+    """An upstream state dict of osnet_x0_25 with 751 classes."""
+    return draw_state(FIXTURE)
+
+
+@pytest.fixture
+def model():
+    return create_model("osnet_x0_25", num_classes=751).eval()
+
+
+def weights(model):
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[key], other[key]) for key in one)
+
+
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("family", "upstream", "ours"),
+    [
+        ("torchreid", "conv1.conv.weight", "network.backbone.conv1.conv.weight"),
+        ("torchreid", "conv2.0.conv2a.conv1.weight", "network.backbone.conv2.0.streams.0.0.conv1.weight"),
+        ("torchreid", "conv3.1.conv2d.3.bn.bias", "network.backbone.conv3.1.streams.3.3.bn.bias"),
+        ("torchreid", "conv2.2.0.conv.weight", "network.backbone.conv2.2.0.conv.weight"),
+        ("torchreid", "conv4.1.conv2.3.layers.2.bn.weight", "network.backbone.conv4.1.streams.3.2.bn.weight"),
+        ("torchreid", "pool3.0.bn.running_var", "network.backbone.conv3.2.0.bn.running_var"),
+        ("torchreid", "layer4.0.conv2.weight", "network.backbone.layer4.0.conv2.weight"),
+        ("torchreid", "fc.0.weight", "network.head.embedding.0.weight"),
+        ("torchreid", "classifier.bias", "network.head.classifier.bias"),
+        ("torchreid", "fc.weight", Drop("torchvision's ImageNet classifier")),
+    ],
+)
+def test_rename_rules(family, upstream, ours):
+    assert rename(upstream, RENAMES[family]) == ours
+
+
+def test_torchvision_imagenet_weights_load_without_their_classifier():
+    model = create_model("resnet50", num_classes=10)
+    trunk = {key.removeprefix("network.backbone."): t for key, t in model.state_dict().items() if "backbone" in key}
+    report = load_checkpoint(model, trunk | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)})
+    assert set(report.dropped) == {"fc.weight", "fc.bias"}
+    assert report.kept == ("network.head.classifier.weight", "network.head.classifier.bias")
+
+
+def test_an_embedding_is_never_taken_for_a_classifier(state, model):
+    del state["fc.0.weight"]
+    with pytest.raises(CheckpointError, match=r"network\.head\.embedding\.0\.weight is missing"):
+        load_checkpoint(model, state)
+
+
+# Wrappers and types
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_and_prefixes(state, model, wrapper, prefix, tmp_path):
+    torch.save({wrapper: {prefix + key: t for key, t in state.items()}, "epoch": 60}, tmp_path / "weights.pth")
+    report = load_checkpoint(model, tmp_path / "weights.pth")
+    assert (report.matched, report.renamed, report.dropped, report.kept) == (567, 567, {}, ())
+    assert torch.equal(model.state_dict()["network.head.classifier.weight"], state["classifier.weight"])
+
+
+def test_half_precision_weights_come_in_as_float32(state, model):
+    half = {key: t.half() if t.is_floating_point() else t for key, t in state.items()}
+    load_checkpoint(model, half)
+    loaded = model.state_dict()["network.head.embedding.0.weight"]
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, state["fc.0.weight"].half().float())
+
+
+def test_files_older_than_the_batch_counters_load(state, model):
+    old = {key: t for key, t in state.items() if not key.endswith("num_batches_tracked")}
+    report = load_checkpoint(model, old)
+    assert len(report.kept) == len(state) - len(old) > 0
+    assert "left as they were" in str(report)
+    assert "more" in str(report)
+
+
+def test_the_report_is_short_and_nothing_is_printed(state, model, capfd):
+    state["classifier.weight"], state["classifier.bias"] = torch.zeros(1041, 512), torch.zeros(1041)
+    report = load_checkpoint(model, state)
+    assert capfd.readouterr() == ("", "")
+    assert str(report) == (
+        "osnet_x0_25: 565 tensors loaded, 565 of them renamed; "
+        "dropped classifier.weight (classifier (1041, 512), (751, 512) in the model), "
+        "classifier.bias (classifier (1041,), (751,) in the model); "
+        "not in the file, left as they were: network.head.classifier.weight, network.head.classifier.bias"
+    )
+
+
+# Strictness
+
+
+def test_every_kind_of_misfit_is_listed_and_nothing_is_loaded(state, model):
+    state["conv1.extra"] = torch.zeros(3)
+    state["conv1.bn.weight"] = torch.zeros(17)
+    del state["conv5.bn.bias"]
+    before = weights(model)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(model, state)
+    assert str(error.value) == (
+        "the state dict does not fit osnet_x0_25: conv1.bn.weight is (17,), (16,) in the model, "
+        "conv1.extra is not in the model, network.backbone.conv5.bn.bias is missing"
+    )
+    assert same(before, model.state_dict())
+
+
+def test_many_misfits_are_counted_not_listed(state, model):
+    state |= {f"extra.{i}": torch.zeros(1) for i in range(50)}
+    with pytest.raises(CheckpointError, match=r"extra\.7 is not in the model and 42 more"):
+        load_checkpoint(model, state)
+
+
+def test_two_entries_for_one_tensor_are_an_error(state, model):
+    state["conv2.0.streams.0.0.conv1.weight"] = state["conv2.0.conv2a.conv1.weight"]
+    with pytest.raises(CheckpointError, match=r"and conv2\.0\.conv2a\.conv1\.weight are both network\.backbone"):
+        load_checkpoint(model, state)
+
+
+def test_another_models_weights_are_recognised(state):
+    with pytest.raises(CheckpointError, match=r"does not fit resnet50: .* and .* more; it fits osnet_x0_25$"):
+        load_checkpoint(create_model("resnet50"), state)
+    del state["conv5.bn.bias"]
+    with pytest.raises(CheckpointError, match=r"; closest is osnet_x0_25$"):
+        load_checkpoint(create_model("osnet_ibn_x1_0"), state)
+
+
+def test_our_own_weights_of_another_model_are_recognised():
+    own = create_model("osnet_x0_5", num_classes=9).state_dict()
+    with pytest.raises(CheckpointError, match=r"it fits osnet_x0_5$"):
+        load_checkpoint(create_model("osnet_x0_25"), own)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "holds dict, not a dict of tensors"),
+        ({"state_dict": None}, "holds NoneType, not a dict of tensors"),
+        ({"conv1.weight": torch.zeros(1), "epoch": 3}, r"entries that are not tensors: epoch \(int\)"),
+    ],
+)
+def test_what_is_no_state_dict_is_said(model, source, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(model, source)
+
+
+# Files
+
+
+def test_a_training_checkpoint_with_optimizer_and_numpy_score_is_read(state, model, tmp_path):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    content = {"state_dict": OrderedDict(state), "optimizer": optimizer.state_dict(), "rank1": np.float64(0.94)}
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "model.pth.tar-60", _use_new_zipfile_serialization=zipped)
+        assert load_checkpoint(model, tmp_path / "model.pth.tar-60").matched == 567
+
+
+def test_a_python_2_file_with_latin_1_strings_is_read(state, model, tmp_path):
+    path = tmp_path / "model.pth.tar"
+    torch.save({"state_dict": state, "note": "PLACEHOLDER"}, path, _use_new_zipfile_serialization=False)
+    written = b"X\x0b\x00\x00\x00PLACEHOLDER"  # how Python 3 pickles the text; Python 2 wrote bytes of any value
+    assert path.read_bytes().count(written) == 1
+    path.write_bytes(path.read_bytes().replace(written, b"U\x0bPL\xc4CEHOLD\xcaR"))
+    assert load_checkpoint(model, path).matched == 567
+
+
+class Trap:
+    """Unpickled without care, makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "bare"])
+def test_a_file_that_would_run_code_is_refused_and_nothing_runs(model, tmp_path, how):
+    path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
+    content = {"state_dict": model.state_dict(), "bonus": Trap(sprung)}
+    if how == "bare":
+        path.write_bytes(pickle.dumps(content["bonus"]))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    with pytest.raises(CheckpointError, match=r"weights\.pth") as error:
+        load_checkpoint(model, path)
+    assert "\n" not in str(error.value)
+    if how != "bare":
+        assert "is refused and nothing was run: it holds the Python object posix.mkdir" in str(error.value)
+    assert not sprung.exists()
+
+
+def test_a_whole_pickled_model_is_refused(model, tmp_path):
+    torch.save(model, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"the Python object reidlib\.models\.architectures\.ReIDModel"):
+        load_checkpoint(model, tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize("part", [0.01, 0.5, 0.98])
+def test_a_truncated_file_is_one_sentence(state, model, tmp_path, kind, part):
+    path = tmp_path / "weights"
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    before = weights(model)
+    with pytest.raises(CheckpointError, match=r"cut off|cannot be read") as error:
+        load_checkpoint(model, path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert same(before, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n<!DOCTYPE html><html><body>Quota exceeded</body></html>", "is a web page, not weights"),
+        (b"", "is empty"),
+        (b"just some text", "cannot be read as weights"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "cannot be read as weights"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_sentence(model, tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(model, path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_zip_that_is_no_checkpoint_is_one_sentence(model, tmp_path):
+    with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
+        archive.writestr("readme.txt", "weights are elsewhere")
+    with pytest.raises(CheckpointError, match=r"weights\.zip cannot be read as weights"):
+        load_checkpoint(model, tmp_path / "weights.zip")
+
+
+def test_a_missing_file_is_said(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_checkpoint(model, tmp_path / "weights.pth")
+    with pytest.raises(FileNotFoundError, match="it is a folder"):
+        load_checkpoint(model, tmp_path)
+
+
+def test_safetensors_are_known_by_content_not_by_name(state, tmp_path):
+    save_file(state, tmp_path / "weights.bin")
+    assert same(state, read_state_dict(tmp_path / "weights.bin"))

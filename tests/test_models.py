@@ -1,0 +1,304 @@
+"""Every model of the zoo against what the upstream networks were measured to do. New models are covered as they are."""
+
+import copy
+import random
+import socket
+
+import numpy as np
+import pytest
+import torch
+from golden import draw_input, draw_state, golden_error, read_fixtures
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from reidlib.models import complexity, create_model, list_models, load_checkpoint
+from reidlib.models.checkpoints import RENAMES
+from reidlib.models.zoo import MODELS
+
+FIXTURES = read_fixtures()
+SIZES = {"market1501": (751, 6), "dukemtmcreid": (702, 8), "msmt17": (1041, 15)}  # identities, cameras
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+
+def build(name, dataset="market1501", **kwargs):
+    classes, cameras = SIZES[dataset]
+    return create_model(name, num_classes=classes, num_cameras=cameras, **kwargs)
+
+
+def empty_state(fixture, dataset="market1501"):
+    """The upstream state dict as names and shapes, without memory."""
+    shapes = {key: fixture["by_dataset"].get(key, {}).get(dataset, shape) for key, shape in fixture["layout"].items()}
+    dtypes = {key: torch.int64 if key.endswith("num_batches_tracked") else torch.float32 for key in shapes}
+    return {key: torch.empty(shape, dtype=dtypes[key], device="meta") for key, shape in shapes.items()}
+
+
+@pytest.fixture(params=list_models())
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=list_models())
+def loaded(request):
+    """(model in eval mode under the golden weights, its fixture); tests leave it as it is."""
+    fixture = FIXTURES[request.param]
+    model = build(request.param).eval()
+    load_checkpoint(model, draw_state(fixture))
+    return model, fixture
+
+
+@pytest.fixture
+def images(loaded):
+    model, _ = loaded
+    return torch.randint(0, 256, (2, 3, *model.input_size), dtype=torch.uint8, generator=torch.manual_seed(3))
+
+
+def camids_of(fixture):
+    return None if fixture["camids"] is None else torch.tensor(fixture["camids"])
+
+
+# The mechanism
+
+
+def test_names_are_sorted_and_declared():
+    assert list_models() == sorted(MODELS)
+    assert {spec.family for spec in MODELS.values()} <= set(RENAMES)
+
+
+def test_an_unknown_model_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown model 'osnet_1_0': did you mean 'osnet_x1_0'"):
+        create_model("osnet_1_0")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_classes": -1}, {"num_classes": 7.0}, {"num_cameras": "six"}, {"input_size": 256}]
+)
+def test_impossible_sizes_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        create_model("osnet_x0_25", **wrong)
+
+
+def test_building_has_no_side_effect(name, capfd, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise AssertionError("a model was looked for on the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    seed, numpy_state, python_state = torch.initial_seed(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    create_model(name)
+    assert capfd.readouterr() == ("", "")
+    assert torch.initial_seed() == seed
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    assert random.getstate() == python_state
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("dataset", SIZES)
+def test_the_published_layout_loads_strictly(name, dataset):
+    fixture = FIXTURES[name]
+    state = empty_state(fixture, dataset)
+    parallel = {f"module.{key}": tensor for key, tensor in state.items()}
+    with torch.device("meta"):
+        model = build(name, dataset)
+    for source in (state, parallel, {"state_dict": parallel, "epoch": 60, "optimizer": {}}, {"model": state}):
+        report = load_checkpoint(model, source)
+        assert report.kept == ()
+        assert set(report.dropped) <= set(fixture["unused"])
+        assert report.matched + len(report.dropped) + len(fixture["aliases"]) == len(state)
+        assert report.matched == len(model.state_dict())
+
+
+def test_a_classifier_of_another_size_is_dropped_and_named(name):
+    fixture = FIXTURES[name]
+    classifier = [key for key in fixture["by_dataset"] if key in fixture["unused"]]
+    if not classifier:
+        pytest.skip("the published files hold no classifier apart from the feature")
+    with torch.device("meta"):
+        model, bare = build(name), create_model(name)
+    report = load_checkpoint(model, empty_state(fixture, "msmt17"))
+    assert [key for key in report.dropped if key in fixture["by_dataset"]] == classifier
+    assert len(report.kept) == len(classifier)
+    assert all(key in str(report) for key in classifier)
+    assert set(classifier) <= set(load_checkpoint(bare, empty_state(fixture)).dropped)
+
+
+def test_own_weights_come_back_bit_equal_through_safetensors(loaded, tmp_path):
+    model, _ = loaded
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = build(model.name)
+    report = load_checkpoint(again, tmp_path / "model.safetensors")
+    assert (report.matched, report.renamed, report.dropped, report.kept) == (len(model.state_dict()), 0, {}, ())
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+
+
+# Features
+
+
+def test_the_golden_feature_is_reproduced(loaded):
+    model, fixture = loaded
+    x, camids = draw_input(*fixture["input"]), camids_of(fixture)
+    assert list(model.input_size) == fixture["input"]
+    with torch.no_grad():
+        feats = model.network(x, camids)
+        assert feats.shape == (2, fixture["feature_dim"]) == (2, model.feature_dim)
+        assert golden_error(feats, fixture["golden"]) <= 5e-5
+        feats = copy.deepcopy(model).double().network(x.double(), camids)
+        assert golden_error(feats, fixture["golden"]) <= 1e-9
+
+
+def test_the_feature_reaches_the_parameters_that_upstream_reaches(loaded):
+    model, fixture = loaded
+    feats = model.network(draw_input(*fixture["input"]), camids_of(fixture))
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(feats.square().sum(), parameters, allow_unused=True)
+    reached = sum(p.numel() for p, grad in zip(parameters, grads, strict=True) if grad is not None)
+    assert reached == fixture["params_reached"] == complexity(model).params
+
+
+def test_published_counts_are_reproduced(loaded):
+    model, fixture = loaded
+    counts = fixture["counts"]
+    if "macs_complexity" in counts:
+        assert complexity(model, counting="torchreid") == (counts["params_eval"], counts["macs_complexity"])
+    for row in fixture["published"]:
+        counted = complexity(model, counting=row["counting"])
+        for printed, value in ((row["params"], counted.params / 1e6), (row["macs"], counted.macs / 1e9)):
+            if printed is not None:
+                assert f"{value:.{len(printed.split('.')[1])}f}" == printed
+
+
+def test_normalisation_is_inside(loaded, images):
+    model, _ = loaded
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+    with torch.no_grad():
+        feats = model(images)
+        assert feats.dtype == torch.float32
+        torch.testing.assert_close(model.network((images / 255 - mean) / std), feats)
+        torch.testing.assert_close(model(images / 255), feats)
+        torch.testing.assert_close(model(images.to(memory_format=torch.channels_last)), feats, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(images.transpose(2, 3).contiguous().transpose(2, 3)), feats)
+        torch.testing.assert_close(model(images[:1]), feats[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_autocast_gives_finite_float_feats(loaded, images):
+    model, _ = loaded
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        feats = model(images)
+    assert feats.dtype == torch.float32
+    assert feats.isfinite().all()
+
+
+def test_the_cam_layer_gives_a_map(loaded, images):
+    model, _ = loaded
+    assert model.cam_layer in set(model.modules())
+    seen = []
+    handle = model.cam_layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    cam = model.cam_map(seen[-1])
+    assert cam.ndim == 4
+    assert cam.shape[0] == 2
+    assert min(cam.shape[2:]) >= 4
+
+
+def test_it_exports(loaded, images):
+    model, _ = loaded
+    with torch.no_grad():
+        exported = torch.export.export(model, (images,))
+        torch.testing.assert_close(exported.module()(images), model(images))
+
+
+@pytest.mark.slow
+def test_it_compiles_to_one_graph(loaded, images):
+    model, _ = loaded
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), model(images))
+
+
+# Training
+
+
+def test_training_lowers_the_loss_and_reaches_what_the_feature_reaches(name):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4, num_cameras=2).train()
+    images = torch.rand(4, 3, *model.input_size)
+    pids, camids = torch.arange(4), torch.tensor([0, 1, 0, 1])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    losses = []
+    for _ in range(20):
+        out = model(images, camids)
+        assert all(logits.shape == (4, 4) for logits in out.logits)
+        assert all(embedding.shape[0] == 4 and embedding.ndim == 2 for embedding in out.embeddings)
+        loss = sum(F.cross_entropy(logits, pids) for logits in out.logits) / len(out.logits)
+        losses.append(loss.item())
+        if losses[-1] < 0.9 * losses[0]:
+            break
+        optimizer.zero_grad()
+        (loss + 1e-6 * sum(embedding.square().sum() for embedding in out.embeddings)).backward()
+        trained = {key for key, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0], losses
+    model.eval().zero_grad()
+    model(images, camids).square().sum().backward()
+    assert {key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()} <= trained
+
+
+def test_without_classes_there_are_embeddings_only():
+    out = create_model("osnet_x0_25").train()(torch.rand(2, 3, 64, 32))
+    assert out.logits == []
+    assert out.embeddings[0].shape == (2, 512)
+
+
+# Input
+
+
+def test_another_input_size_is_recorded_and_works(name):
+    model = create_model(name, input_size=(128, 64)).eval()
+    assert model.input_size == (128, 64)
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 128, 64)).shape == (1, model.feature_dim)
+
+
+@pytest.mark.parametrize("shape", [(3, 256, 128), (2, 256, 128, 3), (2, 1, 256, 128)])
+def test_a_wrong_shape_is_one_sentence(shape):
+    with pytest.raises(ValueError, match=r"osnet_x0_25 takes RGB images of shape \(B, 3, H, W\), got \("):
+        create_model("osnet_x0_25")(torch.zeros(shape))
+
+
+def test_a_wrong_dtype_is_one_sentence():
+    with pytest.raises(TypeError, match=r"uint8 or as float in \[0, 1\], got torch.int64"):
+        create_model("osnet_x0_25")(torch.zeros(1, 3, 256, 128, dtype=torch.int64))
+
+
+# Counting
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = create_model("osnet_x0_25", num_classes=5).train()
+    model.network.backbone.conv1.eval()  # a frozen part stays frozen
+    modes = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    complexity(model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_exact_counting_agrees_with_arithmetic():
+    model = create_model("resnet50_fc512")
+    bias = model.network.head.embedding[
+        0
+    ].bias.numel()  # torchreid counts one an output for it, exact counting does not
+    assert complexity(model, counting="torchreid").macs - complexity(model).macs == bias
+    assert complexity(create_model("resnet50_fc512", input_size=(128, 128))).macs == pytest.approx(
+        complexity(model).macs / 2, rel=1e-3
+    )
+
+
+def test_an_unknown_counting_is_named():
+    with pytest.raises(ValueError, match="unknown counting 'thump': known are exact, torchreid"):
+        complexity(create_model("osnet_x0_25"), counting="thump")
