@@ -96,7 +96,8 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
                 values,
                 kernel_name="python3",
                 cwd=str(NOTEBOOKS),
-                progress_bar={"desc": f"{name:9}", "leave": True} if progress else False,
+                progress_bar={"desc": f"{name:9}"} if progress else False,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # what matters reaches us as outputs
             )
         except PapermillExecutionError as error:
             kept = _keep(executed, run, f"{name}.failed.ipynb")

@@ -137,9 +137,17 @@ def test_tags_hide_cells_from_pages() -> None:
     assert not any(hidden in page for hidden in ("source_remove_cell", "output_remove_cell", "source_remove_input"))
 
 
+def notebook_parameters(name: str) -> list[str]:
+    book = nbformat.read(batch.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    (cell,) = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+    return [line.partition(":")[0] for line in cell.source.splitlines()]
+
+
 def test_the_real_notebooks_declare_their_parameters(capsys) -> None:
     for name in ("train", "test", "ranklist", "gradcam", "tsne"):
         assert batch.main(["--list", name]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert any(line.startswith("run: str") for line in lines)
         assert all("  # " in line for line in lines)
+        declared = notebook_parameters(name)
+        assert [line.partition(":")[0] for line in lines] == declared  # papermill skips a line that it cannot parse

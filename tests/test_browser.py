@@ -1,0 +1,125 @@
+"""JupyterLab in a real browser: open a notebook, run all its cells, see its pictures and its slider."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Iterator[tuple[str, Path]]:
+    """JupyterLab's address and the folder of notebooks that it serves: copies, so that running leaves no trace."""
+    folder = tmp_path_factory.mktemp("lab")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        book = json.loads(path.read_text())
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"outputs": [], "execution_count": None}
+        (folder / path.name).write_text(json.dumps(book))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"]
+    command += ["--IdentityProvider.token=secret", f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0"]
+    own = {"REID_DATA_PATHS": str(world / "data_paths.yaml"), "REID_RUNS": str(folder / "runs")}
+    own |= {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    log = (folder / "lab.log").open("w")
+    server = subprocess.Popen(command, cwd=folder, env=os.environ | own, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{url}/api?token=secret", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "lab.log").read_text()
+                time.sleep(0.25)
+        yield url, folder
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-component-update"])
+        yield chromium
+        chromium.close()
+
+
+def run_all(browser, url: str, folder: Path, name: str, timeout: float = 240) -> tuple:
+    """Open notebook `name`, click Run › Run All Cells, wait until every cell has run. The page, and the saved cells."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{url}/lab/tree/{name}.ipynb?token=secret&reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        time.sleep(1)
+        page.keyboard.press("Control+s")
+        cells = [c for c in json.loads((folder / f"{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+        wrong = [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
+        assert not wrong, f"{name}: {wrong[0]['ename']}: {wrong[0]['evalue']}"
+        if all(c["execution_count"] for c in cells):
+            return page, cells
+    raise AssertionError(f"{name}: not all cells ran within {timeout} s")
+
+
+def shows_picture(page) -> bool:
+    """Whether a picture of the notebook is on the screen, loaded and not empty."""
+    image = page.locator(".jp-OutputArea img").first
+    image.scroll_into_view_if_needed()
+    return image.evaluate("e => e.complete && e.naturalWidth > 200")
+
+
+@pytest.mark.timeout(600)
+def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
+    url, folder = lab
+    train = folder / "train.ipynb"
+    quick = {"epochs: int = ": "1", "dataset: str = ": '\\"synthetic-tiny\\"'}
+    text = train.read_text()
+    for head, value in quick.items():
+        before, _, after = text.partition(head)
+        assert after, head
+        text = before + head + value + after[after.index("  #") :]
+    train.write_text(text)
+    page, cells = run_all(browser, url, folder, "train")
+    assert shows_picture(page)
+    assert "epoch" in json.dumps(cells[4]["outputs"])
+    page.close()
+    (run,) = (folder / "runs").iterdir()
+    assert (run / "model.safetensors").is_file()
+
+    page, cells = run_all(browser, url, folder, "ranklist")
+    assert shows_picture(page)
+    slider = page.locator(".jupyter-widgets .noUi-handle").first
+    slider.scroll_into_view_if_needed(timeout=30_000)
+    before = page.locator(".jupyter-widgets-output-area img, .widget-output img").first.get_attribute("src")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "old => { const i = document.querySelector('.jupyter-widgets-output-area img, .widget-output img');"
+        " return i && i.src !== old; }",
+        arg=before,
+        timeout=30_000,
+    )
+    page.close()
