@@ -5,15 +5,32 @@ until one is left). Every step is a separate IEEE operation on independent eleme
 device give the same bits, whatever the block size or the number of threads.
 """
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
+import numba
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 CHUNK = 128  # terms of a dot product that one matrix product adds up: see `product_error`
 STRIP = 64  # scores that are looked at together when searching for the doubtful ones
+
+
+def kind(device: torch.device) -> str:
+    """How tiles are counted there: "numba", "triton" (fused.py) or "torch" (any other device)."""
+    if device.type == "cpu":
+        return "numba"
+    return "triton" if device.type == "cuda" and find_spec("triton") else "torch"
+
+
+def njit(function: Callable) -> Callable:
+    """Compiled on first use, without the interpreter's lock, and kept on disk where there is a place to write."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba found no folder to cache in
+        return numba.njit(nogil=True)(function)
 
 
 def product_error(dim: int, rounding: float = 0.0, step: float = 2.0**-24) -> float:
@@ -41,7 +58,7 @@ def fold(x: Tensor) -> Tensor:
     return x[..., 0]
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _fold(x, n):  # noqa: ANN001, ANN202
     while n > 1:
         half = (n + 1) // 2
@@ -52,7 +69,7 @@ def _fold(x, n):  # noqa: ANN001, ANN202
     return x[0]
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _distance(q, g, q_norm, g_norm, cosine, x):  # noqa: ANN001, ANN202
     if cosine:
         for i in range(len(q)):
@@ -64,7 +81,7 @@ def _distance(q, g, q_norm, g_norm, cosine, x):  # noqa: ANN001, ANN202
     return _fold(x, len(q))
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _squares(rows, start, stop, out):  # noqa: ANN001, ANN202
     x = np.empty(rows.shape[1])
     for r in range(start, stop):
@@ -73,7 +90,7 @@ def _squares(rows, start, stop, out):  # noqa: ANN001, ANN202
         out[r] = _fold(x, len(x))
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _distances(q, g, q_norm, g_norm, cosine, qi, gi, start, stop, out):  # noqa: ANN001, ANN202
     x = np.empty(q.shape[1])
     for n in range(start, stop):
@@ -93,27 +110,20 @@ def threaded(kernel, count: int, *args) -> None:  # noqa: ANN001, ANN002
 
 def squares(rows: Tensor) -> Tensor:
     """Squared norms (N,) float64 of `rows` (N, D), float32 or float64, in the fixed order."""
-    if rows.device.type == "cpu":
+    if kind(rows.device) == "numba":
         out = torch.empty(len(rows), dtype=torch.float64)
         threaded(_squares, len(rows), rows.numpy(), out.numpy())
         return out
-    return torch.cat([fold(part.double().square_()) for part in rows.split(_portion(rows))])
+    return torch.cat([fold(part.double().square()) for part in rows.split(_portion(rows))])
 
 
 def distances(q: Tensor, g: Tensor, q_norm: Tensor, g_norm: Tensor, cosine: bool, qi: Tensor, gi: Tensor) -> Tensor:
     """Exact distances (P,) float64 of the pairs (q[qi], g[gi]): 1 - cosine, or the squared euclidean distance."""
-    if q.device.type == "cpu":
-        out = torch.empty(len(qi), dtype=torch.float64)
+    out = torch.empty(len(qi), dtype=torch.float64, device=q.device)
+    if kind(q.device) == "numba":
         arrays = (t.numpy() for t in (q, g, q_norm, g_norm))
         threaded(_distances, len(qi), *arrays, cosine, qi.numpy(), gi.numpy(), out.numpy())
         return out
-    return _distances_torch(q, g, q_norm, g_norm, cosine, qi, gi)
-
-
-def _distances_torch(
-    q: Tensor, g: Tensor, q_norm: Tensor, g_norm: Tensor, cosine: bool, qi: Tensor, gi: Tensor
-) -> Tensor:
-    out = torch.empty(len(qi), dtype=torch.float64, device=q.device)
     step = _portion(q)
     for s in range(0, len(qi), step):
         i, j = qi[s : s + step], gi[s : s + step]
@@ -130,7 +140,7 @@ def _portion(rows: Tensor) -> int:
 # ---- counting --------------------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit
 def count(
     scores, scale, shift, keep, q, g, q_norm, g_norm, cosine, given,  # noqa: ANN001
     first_q, first_g, ptr, pair_g, kept, exact, lo, hi, start, stop, ahead,  # noqa: ANN001
@@ -176,3 +186,19 @@ def count(
                     if np.isnan(memo[j]):
                         memo[j] = -row[j] if given else _distance(q[i], g[j], q_norm[i], g_norm[j], cosine, x)
                     ahead[p] += memo[j] < exact[p] or (memo[j] == exact[p] and first_g + j < pair_g[p])
+
+
+def tally(
+    scores: Tensor, out: Tensor, low: Tensor, high: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+    """The same in plain torch, one column of thresholds (Q, P) at a time, +inf where there is none.
+
+    Yields the columns as a slice, the scores (Q, G) surely above them (Q, 1), and what is in doubt: queries, columns,
+    items. `out` (Q, G) items do not count.
+    """
+    scores.masked_fill_(out, -torch.inf)
+    for slot in range(low.shape[1]):
+        lo, hi = low[:, slot, None], high[:, slot, None]
+        above = scores > hi
+        query, item = (~(above | (scores < lo) | out) & (lo < torch.inf)).nonzero(as_tuple=True)
+        yield slice(slot, slot + 1), above.sum(1, keepdim=True), query, torch.full_like(query, slot), item

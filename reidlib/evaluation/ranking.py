@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from reidlib.errors import unknown_name
@@ -49,8 +50,7 @@ class RankingResult:
 
     def rank(self, k: int) -> float:
         """Share of valid queries whose first right match is among the first k, for any k >= 1."""
-        if k < 1:
-            raise ValueError(f"ranks begin at 1, not {k}")
+        _at_least_one(k=k)
         return ((self.first_match > 0) & (self.first_match <= k)).sum().item() / self.num_valid
 
     def to_dict(self) -> dict[str, float]:
@@ -94,6 +94,7 @@ def evaluate_ranking(
     block_size: int | None = None,
     same_camera: bool = False,
     progress: bool = False,
+    group: Any = None,
 ) -> RankingResult:
     """Rank the gallery for every query and say how well.
 
@@ -102,14 +103,17 @@ def evaluate_ranking(
     array, safetensors files (in order), or a function that gives an iterator of blocks of rows: it is read twice, a
     block at a time. `device` defaults to where query_feats is. `block_size`: rows of queries and of gallery in a tile
     (memory and speed only). `same_camera` keeps the right matches of the query's own camera. float64 features are
-    compared in float64, all others exactly as they are.
+    compared in float64, all others exactly as they are. `group`: a process group of torch.distributed, every process of
+    which calls this with all queries and its own part of the gallery, features and ids, and gets the whole result.
 
     Raises ValueError that names the argument and row: NaN or infinite features, lengths or dimensions that do not fit,
     nothing to rank, ids that are no integers, no query with a right match, an unknown metric.
     """
-    ids = _Ids(query_pids, gallery_pids, query_camids, gallery_camids)
-    space = _Space(query_feats, metric, device)
-    return _evaluate(space, gallery_feats, ids, max_rank, block_size, same_camera, progress)
+    _at_least_one(max_rank=max_rank)
+    ids = _Ids(query_pids, gallery_pids, query_camids, gallery_camids, group)
+    with agreed(group):
+        space = _Space(query_feats, metric, device, ids)
+    return _evaluate(space, gallery_feats, ids, max_rank, block_size, same_camera, progress, group)
 
 
 def evaluate_distances(
@@ -124,11 +128,12 @@ def evaluate_distances(
     same_camera: bool = False,
 ) -> RankingResult:
     """The same for a matrix of distances (Q, G) from elsewhere (re-ranked, for instance), compared as it stands."""
+    _at_least_one(max_rank=max_rank)
     ids = _Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     matrix = _rows(distances, "distances")
     if matrix.shape != (shape := (len(ids.query_pids), len(ids.gallery_pids))):
         raise ValueError(f"distances is {tuple(matrix.shape)}, the pids ask for {shape}")
-    return _evaluate(_Given(matrix), matrix.T, ids, max_rank, block_size, same_camera, False)
+    return _evaluate(_Given(matrix), matrix.T, ids, max_rank, block_size, same_camera)
 
 
 def rank_gallery(
@@ -150,11 +155,9 @@ def rank_gallery(
 
     Arguments and errors as there. Distances are 1 - cosine, or the (not squared) euclidean distance.
     """
+    _at_least_one(k=k)
     ids = _Ids(query_pids, gallery_pids, query_camids, gallery_camids)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    space = _Space(query_feats, metric, device)
-    ids.check(space)
+    space = _Space(query_feats, metric, device, ids)
     indices, found = search(space, gallery_feats, k, ids, block_size, same_camera, progress)
     found = found if space.cosine else found.sqrt()
     matches = (ids.gallery_pids[indices] == ids.query_pids[:, None]) & (indices >= 0)
@@ -165,23 +168,35 @@ def rank_gallery(
 
 
 class _Ids:
-    """Checked pids and camids, int64 on the CPU."""
+    """Checked pids and camids, int64 on the CPU; the gallery's of all processes of a group, in their order."""
 
-    def __init__(self, query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any) -> None:
-        self.query_pids = _integers(query_pids, "query_pids")
-        self.query_camids = _integers(query_camids, "query_camids")
-        self.gallery_pids = _integers(gallery_pids, "gallery_pids")
-        self.gallery_camids = _integers(gallery_camids, "gallery_camids")
+    def __init__(
+        self, query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any, group: Any = None
+    ) -> None:
+        with agreed(group):
+            self.query_pids = _integers(query_pids, "query_pids")
+            self.query_camids = _integers(query_camids, "query_camids")
+            self.gallery_pids = _integers(gallery_pids, "gallery_pids")
+            self.gallery_camids = _integers(gallery_camids, "gallery_camids")
+            for side in ("query", "gallery"):
+                pids, camids = getattr(self, f"{side}_pids"), getattr(self, f"{side}_camids")
+                if len(pids) != len(camids):
+                    raise ValueError(f"{side}_pids has {len(pids)} entries, {side}_camids has {len(camids)}")
+        self.first, self.rows = 0, len(self.gallery_pids)  # the part of the gallery whose features are here
+        if group is not None:
+            parts: list[Any] = [None] * dist.get_world_size(group)
+            dist.all_gather_object(parts, (self.gallery_pids, self.gallery_camids), group=group)
+            self.first = sum(len(part[0]) for part in parts[: dist.get_rank(group)])
+            self.gallery_pids, self.gallery_camids = (torch.cat(columns) for columns in zip(*parts, strict=True))
         for side in ("query", "gallery"):
-            pids, camids = getattr(self, f"{side}_pids"), getattr(self, f"{side}_camids")
-            if len(pids) != len(camids):
-                raise ValueError(f"{side}_pids has {len(pids)} entries, {side}_camids has {len(camids)}")
-            if not len(pids):
+            if not len(getattr(self, f"{side}_pids")):
                 raise ValueError(f"the {side} set is empty: there is nothing to rank")
 
-    def check(self, space: "_Space | _Given") -> None:
-        if space.num_query != len(self.query_pids):
-            raise ValueError(f"{space.query_name} has {space.num_query} rows, query_pids has {len(self.query_pids)}")
+
+def _at_least_one(**arguments: int | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def _integers(values: Any, name: str) -> Tensor:
@@ -218,7 +233,7 @@ def _norms(rows: Tensor, first: int, name: str) -> Tensor:
     return norms
 
 
-def blocks(gallery: Gallery, size: int, total: int, progress: bool = False) -> Iterator[tuple[int, Tensor]]:
+def blocks(gallery: Gallery, size: int, ids: _Ids, progress: bool = False) -> Iterator[tuple[int, Tensor]]:
     """(index of the first row, rows) of a gallery in any of its forms, at most `size` rows at a time."""
     if isinstance(gallery, (Tensor, np.ndarray)):
         pieces: Iterable[Feats] = [gallery]
@@ -226,16 +241,16 @@ def blocks(gallery: Gallery, size: int, total: int, progress: bool = False) -> I
         pieces = gallery()
     else:
         pieces = _shards([gallery] if isinstance(gallery, (str, Path)) else gallery)
-    first = 0
-    with _bar(total, progress) as bar:
+    first = ids.first
+    with _bar(ids.rows, progress) as bar:
         for piece in pieces:
             for start in range(0, len(piece), size):
                 rows = _rows(piece[start : start + size], "gallery_feats")
                 yield first, rows
                 first += len(rows)
                 bar.update(len(rows))
-    if first != total:
-        raise ValueError(f"gallery_feats has {first} rows, gallery_pids has {total}")
+    if first - ids.first != ids.rows:
+        raise ValueError(f"gallery_feats has {first - ids.first} rows, gallery_pids has {ids.rows}")
 
 
 def _shards(paths: Sequence[str | Path]) -> Iterator[Any]:
@@ -286,7 +301,7 @@ class _Block:
     norms: Tensor  # (n,) float64
     scale: Tensor  # (n,) dtype of the scores
     shift: Tensor
-    keep: Tensor  # (n,) bool, False for junk
+    pids: Tensor  # (n,) int64
 
 
 class _Space:
@@ -297,22 +312,30 @@ class _Space:
     """
 
     given = False
-    query_name, gallery_name = "query_feats", "gallery_feats"
 
-    def __init__(self, query_feats: Feats, metric: str, device: torch.device | str | None) -> None:
+    def __init__(self, query_feats: Feats, metric: str, device: torch.device | str | None, ids: _Ids) -> None:
         if metric not in ("cosine", "euclidean"):
             raise unknown_name("metric", metric, ("cosine", "euclidean"))
         self.cosine = metric == "cosine"
         rows = _rows(query_feats, "query_feats")
+        if len(rows) != len(ids.query_pids):
+            raise ValueError(f"query_feats has {len(rows)} rows, query_pids has {len(ids.query_pids)}")
         self.device = torch.device(device) if device is not None else rows.device
-        self.rows = _exact(rows, self.device)
+        if self.device.type == "mps":
+            self.device = torch.device("cpu")  # MPS has no float64
+        self.rows, self.pids = _exact(rows, self.device), ids.query_pids.to(self.device)
         self.num_query, self.dim = rows.shape
+        self.product_error = kernels.product_error(self.dim)
+        if kernels.kind(self.device) == "triton":
+            from reidlib.evaluation import fused
+
+            self.product_error = kernels.product_error(self.dim, fused.ROUNDING, fused.STEP)
         self.norms = _norms(self.rows, 0, "query_feats")
         largest = self.norms if self.cosine else self.norms.max().expand(self.num_query)
         self.norms = self.norms.clamp(min=1e-12) if self.cosine else self.norms
         self.power = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest.clamp(min=1e-12)).exponent)
 
-    def block(self, first: int, rows: Tensor, pids: Tensor) -> _Block:
+    def block(self, first: int, rows: Tensor, ids: _Ids) -> _Block:
         if rows.shape[1] != self.dim:
             raise ValueError(f"query_feats has {self.dim} dimensions, gallery_feats has {rows.shape[1]}")
         rows = _exact(rows, self.device)
@@ -325,8 +348,8 @@ class _Space:
             scale = torch.ones_like(norms)
             shift = norms.square() * (self.power[0] / 2)
             shift = torch.where(shift < 1e37, shift, torch.nan)
-        keep = pids[first : first + len(rows)].to(self.device) != JUNK
-        return _Block(first, rows, norms, scale.float(), shift.float(), keep)
+        pids = ids.gallery_pids[first : first + len(rows)].to(self.device)
+        return _Block(first, rows, norms, scale.float(), shift.float(), pids)
 
     def product(self, tile: slice, block: _Block) -> Tensor:
         """(len(tile), n) float32, in chunks whose error `kernels.product_error` bounds."""
@@ -346,7 +369,7 @@ class _Space:
 
     def error(self, query: Tensor, block: _Block) -> Tensor:
         """How far a float32 score of `block` can be from the exact one, relative errors of at most 2^-22 left out."""
-        product, slack = kernels.product_error(self.dim), self.dim * 2.0**-50  # of float32 products; of exact distances
+        product, slack = self.product_error, self.dim * 2.0**-50  # of screening; of exact distances
         if self.cosine:
             return torch.full_like(self.power[query], product + slack)
         norm, power, far = self.norms[query], self.power[query], block.norms.max()
@@ -367,7 +390,6 @@ class _Given:
     """A matrix of distances (Q, G) under the same interface: scores are its negated entries, and not off at all."""
 
     given, cosine = True, False
-    query_name = "distances"
 
     def __init__(self, matrix: Tensor) -> None:
         self.device = torch.device("cpu")
@@ -375,12 +397,12 @@ class _Given:
         self.rows = torch.empty(self.num_query, 1)  # the kernels take no features here
         self.norms = torch.ones(self.num_query, dtype=torch.float64)
 
-    def block(self, first: int, rows: Tensor, pids: Tensor) -> _Block:
+    def block(self, first: int, rows: Tensor, ids: _Ids) -> _Block:
         rows = _exact(rows, self.device)  # (n, Q): some columns of the matrix
         if not (good := rows.isfinite().all(0)).all():
             raise ValueError(f"distances has a NaN or infinite value in row {int((~good).nonzero()[0])}")
         ones = rows.new_ones(len(rows))
-        return _Block(first, rows, ones.double(), -ones, 0 * ones, pids[first : first + len(rows)] != JUNK)
+        return _Block(first, rows, ones.double(), -ones, 0 * ones, ids.gallery_pids[first : first + len(rows)])
 
     def product(self, tile: slice, block: _Block) -> Tensor:
         return block.rows[:, tile].T.clone(memory_format=torch.contiguous_format)
@@ -400,13 +422,15 @@ class _Given:
 class _Pairs:
     """All (query, gallery item) of one pid, by query, then item: few, whatever the size of the gallery."""
 
-    ptr: Tensor  # (Q + 1,) where each query's pairs begin
+    ptr: Tensor  # (Q + 1,) where each query's pairs begin; on the CPU
     query: Tensor  # (P,)
     item: Tensor  # (P,)
     kept: Tensor  # (P,) bool: a right match, not an item to drop
+    exact: Tensor  # (P,) float64 distances of the kept ones
+    ahead: Tensor  # (P,) wrong kept items that come before
 
     @classmethod
-    def of(cls, ids: _Ids, same_camera: bool) -> "_Pairs":
+    def of(cls, ids: _Ids, same_camera: bool, device: torch.device) -> "_Pairs":
         people, person = ids.query_pids.unique(return_inverse=True)  # sorted
         items, owners = [], []
         for first in range(0, len(ids.gallery_pids), 1 << 20):  # in parts: a long gallery costs no memory here
@@ -423,10 +447,8 @@ class _Pairs:
         query = torch.repeat_interleave(size)  # (P,)
         item = item[begin[query] + torch.arange(len(query)) - ptr[query]]
         kept = (ids.gallery_camids[item] != ids.query_camids[query]) | same_camera
-        return cls(ptr, query, item, kept)
-
-    def to(self, device: torch.device) -> "_Pairs":
-        return _Pairs(*(t.to(device) for t in (self.ptr, self.query, self.item, self.kept)))
+        query, item, kept = (t.to(device) for t in (query, item, kept))
+        return cls(ptr, query, item, kept, torch.zeros_like(item, dtype=torch.float64), torch.zeros_like(item))
 
     def inside(self, block: _Block) -> Tensor:
         return ((self.item >= block.first) & (self.item < block.first + len(block.rows))).nonzero()[:, 0]
@@ -444,12 +466,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _sizes(device: torch.device, block_size: int | None) -> tuple[int, int]:
+def _sizes(space: "_Space | _Given", block_size: int | None) -> tuple[int, int]:
     """Rows of queries and of gallery in a tile; by default the scores take 8 MiB on a CPU, 128 MiB on a GPU."""
     if block_size is None:
-        return (512, 4096) if device.type == "cpu" else (2048, 16384)
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, not {block_size}")
+        return {"numba": (512, 4096), "torch": (2048, 16384), "triton": (8192, 65536)}[kernels.kind(space.device)]
+    _at_least_one(block_size=block_size)
     return block_size, block_size
 
 
@@ -460,65 +481,95 @@ def _evaluate(
     max_rank: int,
     block_size: int | None,
     same_camera: bool,
-    progress: bool,
+    progress: bool = False,
+    group: Any = None,
 ) -> RankingResult:
-    if max_rank < 1:
-        raise ValueError(f"max_rank must be at least 1, not {max_rank}")
-    ids.check(space)
-    pairs = _Pairs.of(ids, same_camera).to(space.device)
-    rows, columns = _sizes(space.device, block_size)
-    total = len(ids.gallery_pids)
-    exact = torch.full((len(pairs.item),), torch.inf, dtype=torch.float64, device=space.device)
-    ahead = torch.zeros_like(pairs.item)  # wrong items ahead of each right match
-    with full_precision(space.device):
-        for first, part in blocks(gallery, columns, total):
-            block = space.block(first, part, ids.gallery_pids)
-            inside = pairs.inside(block)
-            inside = inside[pairs.kept[inside]]
-            exact[inside] = space.exact(pairs.query[inside], pairs.item[inside] - first, block)
-        if not pairs.kept.any():
-            raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
-        for first, part in blocks(gallery, columns, total, progress):
-            block = space.block(first, part, ids.gallery_pids)
-            low, high = space.bounds(exact, pairs.query, block)
+    rows, columns = _sizes(space, block_size)
+    pairs = _Pairs.of(ids, same_camera, space.device)
+    if not pairs.kept.any():
+        raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
+    with agreed(group), full_precision(space.device):
+        for first, part in blocks(gallery, columns, ids):
+            block = space.block(first, part, ids)
+            mine = pairs.inside(block)
+            mine = mine[pairs.kept[mine]]
+            pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
+    if group is not None:
+        dist.all_reduce(pairs.exact, group=group)  # every entry is 0 but on one process
+    with agreed(group), full_precision(space.device):
+        for first, part in blocks(gallery, columns, ids, progress):
+            block = space.block(first, part, ids)
+            low, high = space.bounds(pairs.exact, pairs.query, block)
             for start in range(0, space.num_query, rows):
-                tile = slice(start, min(start + rows, space.num_query))
-                _count(space, space.product(tile, block), tile, block, pairs, exact, low, high, ahead)
-    return _result(_Pairs.of(ids, same_camera), exact.cpu(), ahead.cpu(), max_rank)
+                _count(space, slice(start, min(start + rows, space.num_query)), block, pairs, low, high)
+    if group is not None:
+        dist.all_reduce(pairs.ahead, group=group)
+    return _result(pairs, max_rank)
 
 
-def _count(
-    space: "_Space | _Given",
-    scores: Tensor,
-    tile: slice,
-    block: _Block,
-    pairs: _Pairs,
-    exact: Tensor,
-    low: Tensor,
-    high: Tensor,
-    ahead: Tensor,
-) -> None:
-    """Add to `ahead` the wrong kept items of `block` that come before each right match of the queries in `tile`."""
-    if scores.device.type == "cpu":
-        of_tile = (scores, block.scale, block.shift, block.keep)
+@contextmanager
+def agreed(group: Any) -> Iterator[None]:
+    """What is raised on one process of the group is raised on all, so that none waits for ever."""
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        if group is None:
+            raise
+        error = raised
+    if group is not None:
+        said: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(said, error and str(error), group=group)
+        if bad := [f"process {i}: {text}" for i, text in enumerate(said) if text is not None]:
+            raise ValueError("; ".join(bad)) from error
+
+
+def _count(space: "_Space | _Given", tile: slice, block: _Block, pairs: _Pairs, low: Tensor, high: Tensor) -> None:
+    """Add to `pairs.ahead` the wrong kept items of `block` that come before each right match of the queries `tile`."""
+    if (kind := kernels.kind(space.device)) == "numba":
+        scores = space.product(tile, block)
+        of_tile = (scores, block.scale, block.shift, block.pids != JUNK)
         of_tile += (space.rows[tile], block.rows, space.norms[tile], block.norms)
-        of_pairs = (pairs.ptr, pairs.item, pairs.kept, exact, low, high)
-        kernels.threaded(
-            kernels.count,
-            len(scores),
-            *(t.numpy() for t in of_tile),
-            space.cosine,
-            space.given,
-            tile.start,
-            block.first,
-            *(t.numpy() for t in of_pairs),
-            ahead.numpy(),
-        )
+        of_pairs = (pairs.ptr, pairs.item, pairs.kept, pairs.exact, low, high)
+        a, b = ([t.numpy() for t in tensors] for tensors in (of_tile, of_pairs))
+        flags = (space.cosine, space.given, tile.start, block.first)
+        return kernels.threaded(kernels.count, len(scores), *a, *flags, *b, pairs.ahead.numpy())
+
+    # A table (queries, most right matches of one) of places in `pairs`, -1 where a query has fewer.
+    own = torch.arange(int(pairs.ptr[tile.start]), int(pairs.ptr[tile.stop]), device=space.device)
+    right = own[pairs.kept[own]]
+    query = pairs.query[right] - tile.start
+    size = torch.bincount(query, minlength=tile.stop - tile.start)
+    slot = torch.arange(len(right), device=space.device) - (size.cumsum(0) - size)[query]
+    table = torch.full((len(size), int(size.max())), -1, device=space.device)
+    table[query, slot] = right
+    used = table >= 0
+    low, high = (t[table].masked_fill_(~used, torch.inf) for t in (low, high))
+
+    parts = None
+    if kind == "triton":
+        from reidlib.evaluation import fused
+
+        tensors = (space.scaled(tile), block.rows.float(), block.scale, block.shift, space.pids[tile], block.pids)
+        if found := fused.tally(*tensors, low, high):
+            parts = [(slice(None), *found)]
+    if parts is None:
+        scores = space.product(tile, block).mul_(block.scale).sub_(block.shift)
+        out = (block.pids == JUNK) | (block.pids == space.pids[tile, None])
+        parts = kernels.tally(scores, out, low, high)
+    for columns, above, query, slot, item in parts:
+        pairs.ahead.index_add_(0, table[:, columns][used[:, columns]], above[used[:, columns]].long())
+        place, exact = table[query, slot], space.exact(query + tile.start, item, block)
+        level = (exact == pairs.exact[place]) & (item + block.first < pairs.item[place])
+        place = place[(exact < pairs.exact[place]) | level]
+        pairs.ahead.index_add_(0, place, torch.ones_like(place))
+    return None
 
 
-def _result(pairs: _Pairs, exact: Tensor, ahead: Tensor, max_rank: int) -> RankingResult:
+def _result(pairs: _Pairs, max_rank: int) -> RankingResult:
     num_query = len(pairs.ptr) - 1
-    query, item, exact, ahead = (t[pairs.kept].numpy() for t in (pairs.query, pairs.item, exact, ahead))
+    columns = (pairs.query, pairs.item, pairs.exact, pairs.ahead)
+    query, item, exact, ahead = (t[pairs.kept].cpu().numpy() for t in columns)
     order = np.lexsort((item, exact, query))
     query, ahead = query[order], ahead[order]
     count = np.bincount(query, minlength=num_query)  # right matches of each query
@@ -555,21 +606,21 @@ def search(
     A block's candidates are the items that may be nearer than the k-th best so far, by the error bound; only these are
     decided exactly.
     """
-    rows, columns = _sizes(space.device, block_size)
-    total, device = len(ids.gallery_pids), space.device
-    pairs = _Pairs.of(ids, same_camera).to(device)
+    rows, columns = _sizes(space, block_size)
+    device = space.device
+    pairs = _Pairs.of(ids, same_camera, device)
     indices = torch.full((space.num_query, k), -1, device=device)
     found = torch.full((space.num_query, k), torch.inf, dtype=torch.float64, device=device)
     everyone = torch.arange(space.num_query, device=device)
     with full_precision(device):
-        for first, part in blocks(gallery, columns, total, progress):
-            block = space.block(first, part, ids.gallery_pids)
+        for first, part in blocks(gallery, columns, ids, progress):
+            block = space.block(first, part, ids)
             inside = pairs.inside(block)
             inside = inside[~pairs.kept[inside]]
             for start in range(0, space.num_query, rows):
                 tile = slice(start, min(start + rows, space.num_query))
                 scores = space.product(tile, block).mul_(block.scale).sub_(block.shift)
-                drop = (~block.keep).expand(scores.shape).clone()
+                drop = (block.pids == JUNK).expand(scores.shape).clone()
                 mine = inside[(pairs.query[inside] >= tile.start) & (pairs.query[inside] < tile.stop)]
                 drop[pairs.query[mine] - start, pairs.item[mine] - first] = True
                 scores.masked_fill_(drop, -torch.inf)

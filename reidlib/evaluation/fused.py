@@ -1,0 +1,76 @@
+"""The tile of ranking.py on a GPU in one Triton kernel: product, scores, comparison, count; no distance is ever stored.
+
+Each program takes 64 queries x 128 gallery items. Products are three TF32 products a term, added in float32 in chunks
+(`kernels.product_error` with ROUNDING and STEP bounds them). Written to memory: counts, and a list of doubtful items.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from reidlib.evaluation.kernels import CHUNK
+
+ROUNDING = 2.0**-21  # of a factor as the sum of two TF32 numbers, with the product of both small parts left out
+STEP = 3 * 2.0**-23  # three additions a term, cut instead of rounded
+CAPACITY = 1 << 22  # doubtful items of one tile; more are left to the plain way
+
+
+@triton.jit
+def _tally(
+    q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,  # noqa: ANN001
+    num_q, num_g, dim, slots, capacity,  # noqa: ANN001
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    col = tl.program_id(1) * BN + tl.arange(0, BN)
+    in_row, in_col = row < num_q, col < num_g
+    total = tl.zeros((BM, BN), tl.float32)
+    for chunk in range(0, dim, CHUNK):
+        part = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, CHUNK, BK):
+            at = chunk + k + tl.arange(0, BK)
+            a = tl.load(q + row.to(tl.int64)[:, None] * dim + at[None, :], in_row[:, None] & (at < dim)[None, :], 0.0)
+            b = tl.load(g + col.to(tl.int64)[:, None] * dim + at[None, :], in_col[:, None] & (at < dim)[None, :], 0.0)
+            part = tl.dot(a, tl.trans(b), part, input_precision="tf32x3")
+        total += part
+    score = total * tl.load(scale + col, in_col, 0.0)[None, :] - tl.load(shift + col, in_col, 0.0)[None, :]
+    pid = tl.load(g_pid + col, in_col, -1)[None, :]
+    out = (pid == -1) | (pid == tl.load(q_pid + row, in_row, -1)[:, None]) | (in_row == 0)[:, None]
+    score = tl.where(out, -float("inf"), score)
+    for slot in range(slots):
+        lo = tl.load(low + row * slots + slot, in_row, float("inf"))[:, None]
+        hi = tl.load(high + row * slots + slot, in_row, float("inf"))[:, None]
+        maybe = ((score < lo) == 0) & (out == 0) & (lo < float("inf"))  # so that NaN counts as doubtful
+        if tl.sum(maybe.to(tl.int32)) > 0:
+            surely = score > hi
+            count = tl.sum(surely.to(tl.int32), 1)
+            tl.atomic_add(above + row * slots + slot, count, in_row & (count > 0))
+            maybe = maybe & (surely == 0)
+            if tl.sum(maybe.to(tl.int32)) > 0:
+                place = tl.atomic_add(used + tl.zeros((BM, BN), tl.int32), 1, maybe)
+                fits = maybe & (place < capacity)
+                tl.store(doubtful + place, row[:, None] + tl.zeros((BM, BN), tl.int32), fits)
+                tl.store(doubtful + capacity + place, slot + tl.zeros((BM, BN), tl.int32), fits)
+                tl.store(doubtful + 2 * capacity + place, col[None, :] + tl.zeros((BM, BN), tl.int32), fits)
+
+
+def tally(
+    q: Tensor, g: Tensor, scale: Tensor, shift: Tensor, q_pid: Tensor, g_pid: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Counts (Q, P) int32 of the items surely above thresholds (Q, P), then queries, columns and items in doubt.
+
+    q (Q, D), g (G, D), scale, shift (G,) float32; pids int64; items of the query's pid or of pid -1 are left out. None
+    where more than CAPACITY are in doubt.
+    """
+    above = torch.zeros(low.shape, dtype=torch.int32, device=q.device)
+    doubtful = torch.empty(3, CAPACITY, dtype=torch.int32, device=q.device)
+    used = torch.zeros(1, dtype=torch.int32, device=q.device)
+    grid = (triton.cdiv(len(q), 64), triton.cdiv(len(g), 128))
+    _tally[grid](
+        q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,
+        len(q), len(g), q.shape[1], low.shape[1], CAPACITY, BM=64, BN=128, BK=32, CHUNK=CHUNK,
+    )  # fmt: skip
+    if (count := int(used)) > CAPACITY:
+        return None
+    return above, *doubtful[:, :count].long()
