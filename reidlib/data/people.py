@@ -1,15 +1,16 @@
 """Who a drawn person is, and how they are drawn.
 
-A `Person` holds what lasts (stature, skin, hair, clothes, shoes, bag, hat), a `Pose` what passes (place, size, facing, phase
-of the step). `draw_person` puts the body together in a little space of its own (left, forward and up, in thousandths of
-the stature), turns it to its facing, sorts the parts by depth and fills each as the convex hull of a few discs.
+A `Person` holds what lasts (stature, skin, hair, clothes, shoes, bag, hat), a `Pose` what passes (place, size, facing,
+phase of the step). `draw_person` puts the body together in a little space of its own (left, forward and up, in
+thousandths of the stature), turns it to its facing, sorts the parts by depth and fills each as the convex hull of a
+few discs.
 
 Everything is integer arithmetic on a canvas of 512 x 256, and every draw comes from the raw bits of PCG64 (which numpy
 promises never to change), so that the same numbers give the same pixels on any machine.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,9 @@ Disc = tuple[int, int, int]  # x, y, radius in canvas pixels
 
 _ONE = 4096
 _SIN = [round(_ONE * math.sin(math.radians(degree))) for degree in range(360)]
-# The 16 outward directions with dx > 0, none of them upright; their mirror images have the same dy.
-_DX = np.array([round(_ONE * math.cos(math.radians(11.25 * k - 84.375))) for k in range(16)])
-_DY = np.array([round(_ONE * math.sin(math.radians(11.25 * k - 84.375))) for k in range(16)])
+# The 15 outward directions with dx > 0, every 12 degrees; their mirror images have the same dy. (15, 1) each
+_DX = np.array([[float(_SIN[12 * k + 6])] for k in range(15)])
+_DY = np.array([[float(_SIN[(12 * k + 276) % 360])] for k in range(15)])
 
 
 class Dice:
@@ -45,11 +46,7 @@ class Dice:
         """One of the words; "black*4 white" gives black four times as often as white."""
         options = [(name, int(times or 1)) for name, _, times in (word.partition("*") for word in words.split())]
         roll = self.below(sum(times for _, times in options))
-        for name, times in options:
-            roll -= times
-            if roll < 0:
-                break
-        return name
+        return next(name for k, (name, _) in enumerate(options) if roll < sum(times for _, times in options[: k + 1]))
 
     def bytes(self, *shape: int) -> np.ndarray:
         """Noise, uint8 of that shape."""
@@ -60,7 +57,7 @@ class Dice:
 class Sprite:
     """A picture of palette indices, uint8 (height, width), 0 where it is transparent.
 
-    A material is four neighbouring indices: base, second colour, and both in the shade.
+    A material is an index m, a multiple of 4: m + 1 is its second colour, m + 2 and m + 3 both in the shade.
     """
 
     def __init__(self, height: int = CANVAS[0], width: int = CANVAS[1]) -> None:
@@ -75,25 +72,26 @@ class Sprite:
 
     def hull(self, discs: Sequence[Disc], material: int, pattern: "Pattern | None" = None, dark: bool = False) -> None:
         """Fill the convex hull of the discs, the right quarter of each row (or, if `dark`, all of it) in the shade."""
-        x, y, r = np.array(discs, np.int64).T[:, :, None]  # (discs, 1) each
+        x, y, r = np.array(discs, np.float64).T[:, None]  # (1, discs) each
         top, bottom = max(int((y - r).min()), 0), min(int((y + r).max()) + 1, self.index.shape[0])
         if top >= bottom:
             return
-        # A convex shape is the meeting of half planes: support >= x * dx + y * dy in every direction.
-        rows = np.arange(top, bottom)[:, None]
-        tilt = rows * _DY
-        right = (((x * _DX + y * _DY + r * _ONE).max(0) - tilt) // _DX).min(1)
-        left = -(((y * _DY - x * _DX + r * _ONE).max(0) - tilt) // _DX).min(1)
+        # A convex shape is the meeting of half planes: x * dx + y * dy <= support, in every direction. All numbers are
+        # whole and far below 2**53, so that the division gives the same floor everywhere.
+        rows = np.arange(top, bottom)
+        tilt = rows * _DY  # (15, rows)
+        right = np.floor((((x * _DX + y * _DY + r * _ONE).max(1, keepdims=True) - tilt) / _DX).min(0))
+        left = -np.floor((((y * _DY - x * _DX + r * _ONE).max(1, keepdims=True) - tilt) / _DX).min(0))
         start, stop = max(int(left.min()), 0), min(int(right.max()) + 1, self.index.shape[1])
         if start >= stop:
             return
-        columns = np.arange(start, stop, dtype=np.int16)
+        columns, rows = np.arange(start, stop, dtype=np.int16), rows.astype(np.int16)[:, None]
         left, right = left.astype(np.int16)[:, None], right.astype(np.int16)[:, None]
-        value = np.full((bottom - top, stop - start), material + 2 * dark, np.uint8)
+        value = np.full((bottom - top, stop - start), material | 2 * dark, np.uint8)
         if not dark:
-            value += (columns > right - (right - left) // 4).view(np.uint8) * np.uint8(2)
+            value |= (columns > right - (right - left) // 4).view(np.uint8) << 1
         if pattern:
-            value += pattern.mask(columns, rows.astype(np.int16))
+            value |= pattern.mask(columns, rows)
         np.copyto(self.index[top:bottom, start:stop], value, where=(columns >= left) & (columns <= right))
 
     def box(self, x: int, y: int, width: int, height: int, material: int) -> None:
@@ -127,10 +125,11 @@ class Pattern:
 
 
 COLOURS: dict[str, RGB] = {
-    "black": (38, 38, 44), "grey": (128, 128, 132), "white": (232, 232, 228), "navy": (40, 50, 96), "blue": (58, 98, 178),
-    "sky": (140, 184, 222), "red": (190, 48, 48), "wine": (112, 36, 52), "pink": (228, 150, 172), "orange": (226, 128, 50),
-    "yellow": (228, 198, 72), "green": (62, 130, 76), "olive": (98, 102, 58), "teal": (44, 128, 132), "purple": (112, 70, 138),
-    "brown": (104, 72, 50), "beige": (204, 182, 146), "denim": (74, 94, 134), "tan": (172, 124, 80),
+    "black": (38, 38, 44), "grey": (128, 128, 132), "white": (232, 232, 228), "navy": (40, 50, 96),
+    "blue": (58, 98, 178), "sky": (140, 184, 222), "red": (190, 48, 48), "wine": (112, 36, 52),
+    "pink": (228, 150, 172), "orange": (226, 128, 50), "yellow": (228, 198, 72), "green": (62, 130, 76),
+    "olive": (98, 102, 58), "teal": (44, 128, 132), "purple": (112, 70, 138), "brown": (104, 72, 50),
+    "beige": (204, 182, 146), "denim": (74, 94, 134), "tan": (172, 124, 80),
 }  # fmt: skip
 SKINS: tuple[RGB, ...] = (
     (244, 208, 180),
@@ -147,23 +146,8 @@ HAIRS: dict[str, RGB] = {
 
 
 @dataclass(frozen=True)
-class Wardrobe:
-    """What people of one place wear: weighted words for `Dice.pick`."""
-
-    upper: str
-    upper_colour: str
-    pattern: str
-    lower: str
-    lower_colour: str
-    shoes: str
-    shoe_colour: str
-    bag: str
-    hat: str
-
-
-@dataclass(frozen=True)
 class Person:
-    """Everything that lasts. Colours are RGB, lengths in thousandths of the stature, `stature` in percent of the usual."""
+    """Everything that lasts: lengths in thousandths of the stature, `stature`, `build` and `hips` in percent."""
 
     stature: int
     build: int  # breadth in percent
@@ -192,20 +176,20 @@ class Person:
     hat_colour: RGB
 
 
-def random_person(dice: Dice, wardrobe: Wardrobe) -> Person:
-    """Somebody dressed from `wardrobe`."""
+def random_person(dice: Dice, wardrobe: Mapping[str, str]) -> Person:
+    """Somebody dressed from `wardrobe`: weighted words for `Dice.pick`."""
 
     def colour(words: str) -> RGB:
         return tuple(min(max(c + dice.between(-9, 9), 0), 255) for c in COLOURS[dice.pick(words)])
 
-    upper = dice.pick(wardrobe.upper)
-    upper_colour = colour(wardrobe.upper_colour)
+    upper = dice.pick(wardrobe["upper"])
+    upper_colour = colour(wardrobe["upper_colour"])
     second = colour("white*4 black*3 grey*2 red navy yellow sky pink")
     if sum(abs(a - b) for a, b in zip(upper_colour, second, strict=True)) < 150:  # a pattern nobody could see
         second = COLOURS["white"] if sum(upper_colour) < 380 else COLOURS["black"]
     return Person(
         stature=dice.between(90, 106),
-        build=dice.between(82, 124),
+        build=dice.between(80, 118),
         hips=dice.between(62, 96),
         skin=SKINS[dice.below(len(SKINS))],
         hair=dice.pick("short*6 long*3 bob*3 tail*2 bun afro bald"),
@@ -214,27 +198,27 @@ def random_person(dice: Dice, wardrobe: Wardrobe) -> Person:
         upper=upper,
         upper_colour=upper_colour,
         second_colour=second,
-        pattern=dice.pick(wardrobe.pattern),
+        pattern=dice.pick(wardrobe["pattern"]),
         period=dice.between(26, 54),
         print_shape=dice.below(4),
         inner_colour=colour("white*4 black*3 grey*3 red sky yellow green"),
-        lower=dice.pick(wardrobe.lower),
-        lower_colour=colour(wardrobe.lower_colour),
+        lower=dice.pick(wardrobe["lower"]),
+        lower_colour=colour(wardrobe["lower_colour"]),
         hem=dice.between(290, 420),
         tights=COLOURS["black"] if dice.chance(30) else None,
-        shoes=dice.pick(wardrobe.shoes),
-        shoe_colour=colour(wardrobe.shoe_colour),
-        bag=dice.pick(wardrobe.bag),
+        shoes=dice.pick(wardrobe["shoes"]),
+        shoe_colour=colour(wardrobe["shoe_colour"]),
+        bag=dice.pick(wardrobe["bag"]),
         bag_colour=colour("black*4 brown*2 grey*2 red navy tan green pink orange"),
         bag_side=2 * dice.below(2) - 1,
-        hat=dice.pick(wardrobe.hat),
+        hat=dice.pick(wardrobe["hat"]),
         hat_colour=colour("black*4 grey*2 red navy white beige yellow green"),
     )
 
 
 @dataclass(frozen=True)
 class Pose:
-    """What passes. `x`, `ground`, `height` in canvas pixels; `yaw` 0 faces us, 90 right, 180 away; all angles in degrees."""
+    """What passes. `x`, `ground`, `height` in canvas pixels, angles in degrees; `yaw` 0 faces us, 90 right, 180 away."""
 
     x: int
     ground: int
@@ -316,7 +300,7 @@ def draw_person(sprite: Sprite, person: Person, pose: Pose) -> None:
         if p.upper == "tee" or p.upper == "dress":
             add([(*swung(top, 85, -side * step), 26), (*elbow, 23)], skin, lift + 2, None, far)
         else:
-            add([(*top, 34), (*swung(top, 30, -side * step), 32)], upper, lift + 2, pattern, far)
+            add([(*top, 32), (*swung(top, 30, -side * step), 32)], upper, lift + 2, pattern, far)
         add([(*swung(hand, 12, -side * step), 20)], skin, lift + 2, dark=far)
         if p.bag == "handbag" and side == p.bag_side:
             left, forward, up = hand
@@ -325,13 +309,13 @@ def draw_person(sprite: Sprite, person: Person, pose: Pose) -> None:
             add([(left, forward - 26, up - 60, 6), (left, forward, up - 6, 6)], bag, lift + 3)
 
     # Trunk and what hangs from it.
-    belly = 56 + max(p.build - 100, 0) // 2
+    belly = 54 + max(p.build - 100, 0) // 2
     if not long_upper:
         add(both((hip, 0, 500, 54)), lower, 20)
     if p.lower == "skirt" and not long_upper:
         add([*both((hip, 0, 530, 50)), *both((hip + 26, 0, p.hem, 50))], lower, 120)
     add(
-        [*both((shoulder, 0, 770, 50), (hip * 9 // 10, 6, 640, belly)), *both((hip, 0, 540, 54)), (0, 0, 806, 34)],
+        [*both((shoulder, 0, 770, 46), (hip * 9 // 10, 6, 640, belly)), *both((hip, 0, 540, 54)), (0, 0, 806, 34)],
         upper,
         40,
         pattern,
