@@ -1,0 +1,66 @@
+"""The recorded evaluation cases, a naive evaluator, and how results are compared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent / "fixtures" / "eval"
+CASES = {case["name"]: case for case in json.loads((FOLDER / "cases.json").read_text())["cases"]}
+NAMES = ("q_feats", "g_feats", "q_pids", "g_pids", "q_camids", "g_camids")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products gain nothing from more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def arrays(name):
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return [file[key] for key in NAMES]
+
+
+def naive(feats, g_feats, pids, g_pids, camids, g_camids, metric="cosine", same_camera=False):
+    """(ap, inp, first match, order of the kept gallery) of each query, one at a time, with a full stable sort."""
+    out = []
+    q, g = np.asarray(feats, np.float64), np.asarray(g_feats, np.float64)
+    for i in range(len(q)):
+        if metric == "cosine":
+            norms = np.maximum(np.sqrt((g * g).sum(1)), 1e-12) * max(np.sqrt(q[i] @ q[i]), 1e-12)
+            distance = 1 - (g * q[i]).sum(1) / norms
+        else:
+            distance = ((g - q[i]) ** 2).sum(1)
+        keep = (g_pids != -1) & ((g_pids != pids[i]) | (g_camids != camids[i]) | same_camera)
+        order = np.argsort(distance, kind="stable")
+        order = order[keep[order]]
+        ranks = np.flatnonzero(g_pids[order] == pids[i]) + 1
+        if len(ranks):
+            nth = np.arange(1, len(ranks) + 1)
+            out.append(((nth / ranks).mean(), len(ranks) / ranks[-1], ranks[0], order))
+        else:
+            out.append((np.nan, np.nan, -1, order))
+    return out
+
+
+def check(result, expected):
+    for key in ("mAP", "mINP"):
+        assert getattr(result, key) == pytest.approx(expected[key], abs=1e-9)
+    assert (result.num_valid, result.num_query) == (expected["num_valid"], expected["num_query"])
+    for k, value in expected["cmc"].items():
+        assert result.rank(int(k)) == pytest.approx(value, abs=1e-9)
+        assert result.cmc[int(k) - 1].item() == pytest.approx(value, abs=1e-9)
+    for row in expected.get("per_query", ()):
+        i = row["query"]
+        assert result.ap[i].item() == pytest.approx(row["ap"], abs=1e-9)
+        assert result.inp[i].item() == pytest.approx(row["inp"], abs=1e-9)
+        assert result.first_match[i].item() == row["first_match_rank"]
+    for i in expected.get("invalid_queries", ()):
+        assert result.first_match[i] == -1
+        assert result.ap[i].isnan()
+        assert result.inp[i].isnan()
