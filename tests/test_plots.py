@@ -157,6 +157,23 @@ def test_cam_without_contrast_is_zero():
     assert not plots.similarity_cam(net, images(2), images(2, 1))[1].any()
 
 
+def test_cam_of_a_similarity_that_rests_on_an_offset():
+    """Every place speaks against, the bias for: the places that speak least against are shown, not a blank."""
+    net, pictures = model().eval(), images(3)
+    net.neck = nn.Linear(8, 1)
+    nn.init.constant_(net.neck.weight, -1)
+    nn.init.constant_(net.neck.bias, 20)
+    with torch.no_grad():
+        against = net.cam_layer(pictures * 2 - 1).sum(1)
+        low, high = against.amin((1, 2), keepdim=True), against.amax((1, 2), keepdim=True)
+        want = nn.functional.interpolate(((high - against) / (high - low))[:, None], size=(32, 16), mode="bilinear")
+    for cam in (plots.feature_cam(net, pictures), *plots.similarity_cam(net, pictures, pictures.flip(0))):
+        assert cam.amax() > 0.9
+    got = plots.feature_cam(net, pictures)
+    want = want[:, 0] - want[:, 0].amin((1, 2), keepdim=True)
+    torch.testing.assert_close(got, want / want.amax((1, 2), keepdim=True), atol=1e-4, rtol=0)
+
+
 def test_cam_errors():
     with pytest.raises(ValueError, match="Linear has no cam_layer"):
         plots.feature_cam(nn.Linear(2, 2), images(1))
@@ -193,7 +210,7 @@ def test_rank_list_rows(samples):
     rows = plots.rank_list_rows(queries, samples, torch.from_numpy(RANKED), RANKED / 20, ap=[0.5, np.nan])
     assert [row["right"] for row in rows] == [True, False, None, False, False]
     assert [row["rank"] for row in rows] == [1, 2, 3, 1, 2]
-    assert rows[0]["gallery_path"] == str(samples[1].path)
+    assert rows[0]["path"] == str(samples[1].path)
     assert rows[1]["similarity"] == pytest.approx(0.2)
     own = plots.rank_list_rows([samples[0]], samples, [[0]], [[1.0]])
     assert own[0]["right"] is None  # the query's own person in its own camera
@@ -243,14 +260,14 @@ def test_contact_sheet(samples):
 
 def test_training_curves():
     epochs = [{"epoch": e, "loss": 3 / e, "accuracy": e / 10, "lr": 1e-4, "seconds": 3} for e in range(1, 5)]
-    epochs[1] |= {"mAP": 0.25, "market1501/rank1": 0.5}
+    epochs[1] |= {"mAP": 0.25, "rank10": 0.9, "market1501/rank1": 0.5}
     epochs[2] |= {"mAP": None, "loss": float("nan")}
     figure = plots.training_curves(epochs)
     lines = {line.get_label(): line.get_xydata().tolist() for axes in figure.axes for line in axes.lines}
     assert lines["mAP"] == [[2, 25]]
     assert lines["market1501/rank1"] == [[2, 50]]
     assert [x for x, _ in lines["loss"]] == [1, 2, 4]
-    assert "seconds" not in lines
+    assert not {"seconds", "rank10"} & set(lines)
     assert len(plots.training_curves(epochs[:1]).axes) == 3
     with pytest.raises(ValueError, match="no loss"):
         plots.training_curves([])

@@ -8,11 +8,14 @@ where the question is what the likeness rests on.
 
 The map is HiResCAM's (Draelos and Carin, 2020) unless another is asked for. After average pooling it equals Grad-CAM's
 (Selvaraju et al., ICCV 2017); Grad-CAM averages the gradient over the picture, so it would light parts that a
-part-based or max-pooled feature never looks at.
+part-based or max-pooled feature never looks at. Both keep what speaks for the similarity and drop what speaks against
+it. Where the feature has offsets (a bias, the mean that a BNNeck subtracts), a pair can be alike although every place
+speaks against it, and the map would be blank: there the offset's share is spread evenly over the places first.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +24,11 @@ from torch.nn.functional import normalize
 
 from reidlib.errors import unknown_name
 
-METHODS = ("HiResCAM", "GradCAM", "LayerCAM", "GradCAMElementWise")
+METHODS = ("HiResCAM", "GradCAM")
 
 
 class _OneArgument(nn.Module):
-    """The model as the library calls it, with images alone; keeps the directions (B, D) of its last features."""
+    """The model as the library calls it, with images alone; keeps its last features (B, D) and their directions."""
 
     def __init__(self, model: nn.Module, camids: Tensor | None) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class _OneArgument(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 3, H, W) -> (B, D)
         feats = self.model(images) if self.camids is None else self.model(images, self.camids)
-        self.directions = normalize(feats.detach(), dim=1)
+        self.feats, self.directions = feats.detach(), normalize(feats.detach(), dim=1)
         return feats
 
 
@@ -70,6 +73,16 @@ def _cams(model: nn.Module, images: Tensor, camids: Tensor | None, partner: list
         one = _OneArgument(model, camids if camids is None else camids.to(device, copy=True))
         reshape = getattr(model, "cam_map", None)  # (B, N, C) tokens -> (B, C, h, w), of transformers
         cam = getattr(pytorch_grad_cam, method)(one, [model.cam_layer], reshape)
+        parts = cam.get_cam_image
+
+        def with_offset(*args: Any, **kwargs: Any) -> np.ndarray:
+            places = parts(*args, **kwargs)  # (B, h, w): what each place adds to f · d
+            length = (one.feats * one.directions[partner]).sum(1).cpu().numpy()
+            blank = places.max((1, 2)) <= 0
+            rest = (length - places.sum((1, 2))) / places[0].size
+            return places + (blank * rest)[:, None, None]
+
+        cam.get_cam_image = with_offset
         try:
             maps = cam(pixels.requires_grad_(), [lambda feat, j=j: feat @ one.directions[j] for j in partner])
         finally:

@@ -13,11 +13,11 @@ from matplotlib.ticker import MaxNLocator
 
 from reidlib.plots.style import COLOURS, GREY, INK, LINES, VERDICTS, Figure, array, styled
 
-# Panel title, how a key of it begins, factor.
+# Panel title, the keys drawn in it (in small letters), factor.
 _PANELS = (
-    ("loss", ("loss",), 1),
-    ("accuracy (%)", ("acc",), 100),
-    ("retrieval (%)", ("map", "rank", "minp"), 100),
+    ("loss", ("loss", "cross_entropy", "triplet", "circle", "center"), 1),
+    ("accuracy (%)", ("accuracy",), 100),
+    ("retrieval (%)", ("map", "rank1"), 100),
     ("learning rate (10⁻⁴)", ("lr",), 1e4),
 )
 
@@ -31,22 +31,19 @@ def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str
 def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Loss, accuracy, retrieval scores and learning rate by epoch, from one dict an epoch.
 
-    Keys that begin with `loss`, `acc`, `mAP`/`rank`/`mINP` (fractions) or `lr` are drawn, in any case and after any
-    prefix that ends in `/` or `_`; what is missing, None or NaN in an epoch is passed over. Raises ValueError where
-    nothing is left.
+    Drawn are `loss` and its parts, `accuracy`, `mAP` and `rank1` (fractions) and `lr`, each after any prefix such as
+    `market1501/`; what is missing, None or NaN in an epoch is passed over. Raises ValueError where nothing is left.
     """
     drawn: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for at, row in enumerate(metrics):
         for key, value in row.items():
-            words = key.lower().replace("/", "_").split("_")
-            panel = next(
-                (i for i, (_, starts, _) in enumerate(_PANELS) if any(w.startswith(starts) for w in words)), None
-            )
+            word = key.rpartition("/")[2].lower()
+            panel = next((i for i, (_, keys, _) in enumerate(_PANELS) if word in keys), None)
             if panel is not None and isinstance(value, int | float) and np.isfinite(value):
                 drawn.setdefault(panel, {}).setdefault(key, []).append((row.get("epoch", at + 1), value))
     if not drawn:
         raise ValueError(f"no loss, accuracy, mAP, rank or lr in the {len(metrics)} epochs given")
-    figure = Figure(figsize=(2.9 * len(drawn) + 0.3, 2.6 + (0.25 if title else 0)), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(drawn) + 0.3, 2.7 + (0.25 if title else 0)), layout="constrained")
     figure.suptitle(title or None, x=0.01, ha="left")
     panels = figure.subplots(1, len(drawn), squeeze=False, sharex=True)[0]
     for axes, panel in zip(panels, sorted(drawn), strict=True):
@@ -56,9 +53,9 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Fi
             _line(axes, i, epochs, factor * values, key)
         axes.set(title=name, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.set_ylim(bottom=min(0, axes.dataLim.ymin))
         if len(drawn[panel]) > 1:
-            axes.legend()
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handlelength=1.6, columnspacing=1)
     if len(metrics) == 1:
         panels[0].set_xlim(epochs[0] - 1, epochs[0] + 1)
     return figure
@@ -73,6 +70,7 @@ def cmc_curves(curves: Mapping[str, Any], title: str = "", max_rank: int = 20) -
         cmc = 100 * array(cmc)[:max_rank]
         _line(axes, i, range(1, len(cmc) + 1), cmc, f"{name}: Rank-1 {cmc[0]:.1f} %")
     axes.set(title=title, xlabel="rank", ylabel="queries with a match by then (%)")
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.01))
     return figure

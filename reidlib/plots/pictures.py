@@ -192,7 +192,7 @@ def rank_list_rows(
                     {
                         **{"query_path": str(query.path), "query_pid": query.pid, "query_camid": query.camid},
                         **{"ap": None if score is None else float(score), "rank": rank},
-                        **{"gallery_path": str(match.path), "gallery_pid": match.pid, "gallery_camid": match.camid},
+                        **{"path": str(match.path), "pid": match.pid, "camid": match.camid},
                         **{"similarity": float(value), "right": _verdict(query, match)},
                     }
                 )
@@ -205,7 +205,7 @@ def overlay(image: np.ndarray, cam: Any) -> np.ndarray:
     heat = np.asarray(Image.fromarray(array(cam, np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
     # A muted picture under the colours, so that a yellow shirt is not read as heat.
     muted = 0.9 * (0.35 * image + 0.65 * (image @ [0.299, 0.587, 0.114])[..., None])
-    strength = 0.8 * heat[..., None] ** 0.8
+    strength = 0.75 * heat[..., None]
     return (muted * (1 - strength) + 255 * colormaps["inferno"](heat)[..., :3] * strength).astype(np.uint8)
 
 

@@ -44,25 +44,18 @@ def tsne_map(feats: Any, seed: int = 0, perplexity: float | None = None) -> np.n
         return tsne.fit_transform(feats)
 
 
-def _plane(points: np.ndarray, title: str, width: float, height: float, right: float = 0.0) -> tuple[Figure, Axes]:
-    """A bare frame around the points, one unit as long across as up, with `right` inches left for a legend."""
+def _plane(points: Any, title: str, side: float, pad: float, right: float = 0.0) -> tuple[Figure, Axes, np.ndarray]:
+    """A bare square frame of `side` inches, and the points (N, 2) in inches on it, `pad` or more from its edge."""
+    points = array(points, np.float64)
     margin, top = 0.15, 0.4 if title else 0.15
-    figure = Figure(figsize=(width + right, height))
-    box = (
-        margin / (width + right),
-        margin / height,
-        (width - 2 * margin) / (width + right),
-        (height - margin - top) / height,
-    )
-    axes = figure.add_axes(box, xticks=[], yticks=[], title=title)
+    width, height = side + 2 * margin + right, side + margin + top
+    figure = Figure(figsize=(width, height))
+    box = (margin / width, margin / height, side / width, side / height)
+    axes = figure.add_axes(box, xticks=[], yticks=[], title=title, xlim=(0, side), ylim=(0, side), autoscale_on=False)
     axes.spines[:].set(visible=True, color="#CCCCCC")
     low, high = points.min(0), points.max(0)
-    size = np.array([width - 2 * margin, height - margin - top])
-    unit = max((high - low) / size) * 1.12 or 1.0  # points to an inch
-    axes.set(
-        **dict(zip(("xlim", "ylim"), ((low + high) / 2)[:, None] + np.outer(size * unit, (-0.5, 0.5)), strict=True))
-    )
-    return figure, axes
+    scale = (side - 2 * pad) / max((high - low).max(), 1e-12)  # one for both, as only distances mean something
+    return figure, axes, (points - (low + high) / 2) * scale + side / 2
 
 
 @styled
@@ -74,9 +67,9 @@ def tsne_figure(
     The rest, and those in `grey` (distractors and junk, say: `grey=(-1, 0)`), are grey dots. `name` goes before a label
     in the legend.
     """
-    points, labels = array(points, np.float64), array(labels)
+    labels = array(labels)
     known = looks(labels, count, grey)
-    figure, axes = _plane(points, title, 5.4, 5.4, right=1.15)
+    figure, axes, points = _plane(points, title, 5.0, 0.2, right=1.15)
     size = np.clip(6000 / len(points), 8, 42)
     for label, (colour, marker) in known.items():
         here = points[labels == label]
@@ -98,18 +91,18 @@ def tsne_pictures(
     A picture whose place is taken moves aside by its own size at most, a line leading to its point; where there is no
     room it stays a grey dot. Which of crowded pictures come first is drawn by `seed`.
     """
-    points = array(points, np.float64)
-    figure, axes = _plane(points, title, 8.0, 8.0)
-    unit = np.ptp(axes.get_xlim()) / (figure.get_figwidth() * axes.get_position().width)
-    box = np.array([height / 2, height]) * unit
-    steps = np.array(sorted(product(np.linspace(-1, 1, 9), repeat=2), key=lambda s: np.hypot(*s))) * 1.15 * box
+    side, box = 7.6, np.array([height / 2, height])
+    edge = box / 2 + 0.04
+    figure, axes, points = _plane(points, title, side, edge[1])
     axes.scatter(*points.T, s=5, color=GREY, linewidths=0, zorder=2)
+    steps = np.array(sorted(product(np.linspace(-1.15, 1.15, 9), repeat=2), key=lambda step: np.hypot(*step))) * box
     centres = np.empty((0, 2))
     for i in np.random.default_rng(seed).permutation(len(points)):
-        gaps = np.abs((points[i] + steps)[:, None] - centres)  # (steps, placed, 2)
-        free = steps[~(gaps < 1.1 * box).all(2).any(1)]
-        if len(free):
-            x, y = points[i] + free[0]
+        places = points[i] + steps
+        free = ((edge <= places) & (places <= side - edge)).all(1)
+        free &= ~(np.abs(places[:, None] - centres) < 1.1 * box).all(2).any(1)
+        if free.any():
+            x, y = places[free.argmax()]
             centres = np.vstack([centres, (x, y)])
             axes.plot(*zip(points[i], (x, y), strict=True), color=GREY, linewidth=0.5, zorder=1)
             extent = (x - box[0] / 2, x + box[0] / 2, y - box[1] / 2, y + box[1] / 2)
