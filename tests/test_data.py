@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,14 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
         ImageSet(samples, (8, 4)).preload()
     with pytest.raises(OSError, match=r"1\.jpg: the file is empty \(1 of 1 images\)"):
         ImageSet(samples[1:2], (8, 4)).preload()
+
+
+def test_a_set_too_large_for_memory_is_checked_before_training(tiny, tmp_path: Path) -> None:
+    bad = tmp_path / "0001_c1s1_000001_00.jpg"
+    bad.touch()
+    data = replace(tiny, train=(*tiny.train, tiny.train[0]._replace(path=bad)))
+    with pytest.raises(OSError, match=rf"_00\.jpg: the file is empty \(1 of {len(data.train)} images\)"):
+        train_loader(data, (64, 32), people=4, images=2, cache_gib=0)
 
 
 def test_loaders_give_the_same_with_and_without_cache_and_workers(tiny) -> None:

@@ -106,8 +106,7 @@ class ImageSet(Dataset[Batch]):
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(read, range(len(self))))
-        if bad:
-            raise OSError(_list_bad(sorted(bad), len(self)))
+        _raise_for_bad(sorted(bad), self)
         self._cache = cache
         return self
 
@@ -120,11 +119,13 @@ class ImageSet(Dataset[Batch]):
         return Batch(images, self.pids[at], self.camids[at], at)
 
 
-def _list_bad(bad: list[str], total: int) -> str:
+def _raise_for_bad(bad: list[str], images: ImageSet) -> None:
+    if not bad:
+        return
     if len(bad) == 1:
-        return bad[0] + f" (1 of {total} images)"
+        raise OSError(f"{bad[0]} (1 of {len(images)} images)")
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return f"{len(bad)} of {total} images cannot be read: {'; '.join(b for b in bad[:3])}{more}"
+    raise OSError(f"{len(bad)} of {len(images)} images cannot be read: {'; '.join(bad[:3])}{more}")
 
 
 def _loader(images: ImageSet, batches: Sampler[list[int]], workers: int) -> DataLoader[Batch]:
@@ -164,6 +165,8 @@ def train_loader(
         sampler = PKSampler(samples.pids.tolist(), people, images, **place)
     else:
         sampler = ShuffledSampler(len(samples), people * images, **place)
+    if not samples.fits:  # better now than in the middle of an epoch
+        _raise_for_bad([f"cannot read image {path}: {why}" for path, why in unreadable_images(dataset.train)], samples)
     return _loader(samples.preload(), sampler, workers)
 
 
