@@ -64,3 +64,22 @@ def check(result, expected):
         assert result.first_match[i] == -1
         assert result.ap[i].isnan()
         assert result.inp[i].isnan()
+
+
+def drawn(seed=0, num_query=9, num_gallery=70, dim=5, people=5, cameras=3, step=None):
+    """A small random problem with junk; `step` rounds features to a lattice, so that distances tie.
+
+    Without it, a third of the gallery are copies of other rows, some of them one float32 step off in one place.
+    """
+    rng = np.random.default_rng(seed)
+    q, g = (rng.normal(size=(n, dim)).astype(np.float32) for n in (num_query, num_gallery))
+    if step:
+        q, g = np.round(q / step) * step, np.round(g / step) * step
+    else:
+        copies = rng.integers(0, num_gallery, (2, num_gallery // 3))
+        g[copies[0]] = g[copies[1]]
+        off = copies[0, ::2]
+        g[off, 0] = np.nextafter(g[off, 0], np.float32(9))
+    ids = [rng.integers(low, high, n) for low, high in ((0, people), (0, cameras)) for n in (num_query, num_gallery)]
+    ids[1][rng.random(num_gallery) < 0.1] = -1
+    return [q, g, ids[0], ids[1], ids[2], ids[3]]

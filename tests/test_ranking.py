@@ -1,5 +1,6 @@
 """The evaluator against recorded cases, and against a naive loop."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,13 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from eval_cases import CASES, arrays, check, naive, one_thread  # noqa: F401 (a fixture)
+from eval_cases import CASES, arrays, check, drawn, naive, one_thread  # noqa: F401 (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from reidlib.evaluation import kernels
 from reidlib.evaluation.ranking import evaluate_distances, evaluate_ranking, rank_gallery
+from reidlib.evaluation.spaces import Ids, Space
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SMALL = ("ties_lattice", "junk_distractors", "zero_vectors", "kept_fewer_than_max_rank", "single_gallery")
@@ -41,17 +43,6 @@ def test_golden(name, key, metric, block_size, device):
     result = evaluate_ranking(*inputs, metric=metric, device=device, block_size=block_size)
     assert result.cmc.shape == (50,)
     check(result, CASES[name][key][metric])
-
-
-def drawn(seed=0, num_query=9, num_gallery=70, dim=5, people=5, cameras=3, step=None):
-    """A small random problem with junk; `step` rounds features to a lattice, so that distances tie."""
-    rng = np.random.default_rng(seed)
-    q, g = (rng.normal(size=(n, dim)).astype(np.float32) for n in (num_query, num_gallery))
-    if step:
-        q, g = np.round(q / step) * step, np.round(g / step) * step
-    ids = [rng.integers(low, high, n) for low, high in ((0, people), (0, cameras)) for n in (num_query, num_gallery)]
-    ids[1][rng.random(num_gallery) < 0.1] = -1
-    return [q, g, ids[0], ids[1], ids[2], ids[3]]
 
 
 def check_naive(result, inputs, **options):
@@ -325,3 +316,24 @@ def test_any_number_of_threads():
     one = evaluate_ranking(*inputs)
     torch.set_num_threads(3)
     assert torch.equal(evaluate_ranking(*inputs).ap, one.ap)
+
+
+@pytest.mark.parametrize("dim", [1, 100, 129, 2048, 5000])
+def test_products_stay_within_their_bound(dim):
+    """On friendly and on hostile features: all of one sign, falling by magnitudes, cancelling."""
+    torch.manual_seed(dim)
+    draws = torch.randn(40, dim), torch.rand(40, dim), torch.randn(40, dim) * torch.logspace(6, -6, dim)
+    camids = torch.zeros(40, dtype=torch.int64)
+    for feats, metric in itertools.product(draws, ("cosine", "euclidean")):
+        ids = Ids(camids, camids, camids, camids)
+        space = Space(feats + (metric == "euclidean") * 30, metric, None, ids)
+        block = space.block(0, space.rows, ids)
+        everyone = torch.arange(40)
+        scores = space.product(slice(0, 40), block).mul_(block.scale).sub_(block.shift).double()
+        query, item = everyone.repeat_interleave(40), everyone.repeat(40)
+        exact = space.score(space.exact(query, item, block), query).view(40, 40)
+        bound = space.error(everyone, block)[:, None] + 2.0**-22 * exact.abs()
+        assert ((scores - exact).abs() <= bound).all()
+        low, high = space.bounds(space.exact(query, item, block), query, block)
+        assert (low <= scores.flatten()).all()
+        assert (scores.flatten() <= high).all()

@@ -174,7 +174,7 @@ def rank_gallery(
 
 
 @dataclass
-class _Pairs:
+class Pairs:
     """All (query, gallery item) of one pid, by query, then item: few, whatever the size of the gallery."""
 
     ptr: Tensor  # (Q + 1,) where each query's pairs begin; on the CPU
@@ -185,7 +185,7 @@ class _Pairs:
     ahead: Tensor  # (P,) wrong kept items that come before
 
     @classmethod
-    def of(cls, ids: Ids, same_camera: bool, device: torch.device) -> "_Pairs":
+    def of(cls, ids: Ids, same_camera: bool, device: torch.device) -> "Pairs":
         people, person = ids.query_pids.unique(return_inverse=True)  # sorted
         items, owners = [], []
         for first in range(0, len(ids.gallery_pids), 1 << 20):  # in parts: a long gallery costs no memory here
@@ -220,15 +220,11 @@ def _evaluate(
     group: Any = None,
 ) -> RankingResult:
     rows, columns = tile_sizes(space, block_size)
-    pairs = _Pairs.of(ids, same_camera, space.device)
+    pairs = Pairs.of(ids, same_camera, space.device)
     if not pairs.kept.any():
         raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
     with agreed(group), full_precision(space.device):
-        for first, part in blocks(gallery, columns, ids):
-            block = space.block(first, part, ids)
-            mine = pairs.inside(block)
-            mine = mine[pairs.kept[mine]]
-            pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
+        measure(space, gallery, ids, pairs, columns)
     if group is not None:
         dist.all_reduce(pairs.exact, group=group)  # every entry is 0 but on one process
     with agreed(group), full_precision(space.device):
@@ -242,7 +238,16 @@ def _evaluate(
     return _result(pairs, max_rank)
 
 
-def _count(space: Space | Given, tile: slice, block: Block, pairs: _Pairs, low: Tensor, high: Tensor) -> None:
+def measure(space: Space | Given, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> None:
+    """Fill in `pairs.exact` for the right matches among the rows of `gallery`."""
+    for first, part in blocks(gallery, columns, ids):
+        block = space.block(first, part, ids)
+        mine = pairs.inside(block)
+        mine = mine[pairs.kept[mine]]
+        pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
+
+
+def _count(space: Space | Given, tile: slice, block: Block, pairs: Pairs, low: Tensor, high: Tensor) -> None:
     """Add to `pairs.ahead` the wrong kept items of `block` that come before each right match of the queries `tile`."""
     if (kind := kernels.kind(space.device)) == "numba":
         scores = space.product(tile, block)
@@ -284,7 +289,7 @@ def _count(space: Space | Given, tile: slice, block: Block, pairs: _Pairs, low: 
     return None
 
 
-def _result(pairs: _Pairs, max_rank: int) -> RankingResult:
+def _result(pairs: Pairs, max_rank: int) -> RankingResult:
     num_query = len(pairs.ptr) - 1
     columns = (pairs.query, pairs.item, pairs.exact, pairs.ahead)
     query, item, exact, ahead = (t[pairs.kept].cpu().numpy() for t in columns)
@@ -326,7 +331,7 @@ def search(
     """
     rows, columns = tile_sizes(space, block_size)
     device = space.device
-    pairs = _Pairs.of(ids, same_camera, device)
+    pairs = Pairs.of(ids, same_camera, device)
     indices = torch.full((space.num_query, k), -1, device=device)
     found = torch.full((space.num_query, k), torch.inf, dtype=torch.float64, device=device)
     lowest = torch.full((space.num_query,), torch.inf, device=device)

@@ -1,0 +1,257 @@
+"""Other ways to read the same features: CUHK03's single shot, verification, camera pairs; and how sure a difference is.
+
+Distractors need nothing of their own: gallery items whose pid no query has count as wrong everywhere.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reidlib.errors import unknown_name
+from reidlib.evaluation.kernels import njit
+from reidlib.evaluation.ranking import Pairs, RankingResult, evaluate_ranking, measure, rank_gallery
+from reidlib.evaluation.spaces import JUNK, Feats, Gallery, Ids, Space, at_least_one, blocks, rows_of
+
+
+@dataclass(frozen=True, eq=False)
+class SingleShot:
+    """cmc (max_rank,) float64; mAP, the mean of 1 / rank of the drawn right match; how many queries have one."""
+
+    cmc: Tensor
+    mAP: float
+    num_valid: int
+    num_query: int
+
+
+def single_shot(
+    query_feats: Feats,
+    gallery_feats: Gallery,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    repeats: int | None = None,
+    seed: int = 0,
+    max_rank: int = 50,
+    **options: Any,
+) -> SingleShot:
+    """CUHK03's first protocol: of each gallery identity one image is drawn for each query, after the usual removal.
+
+    Without `repeats` the exact expectation over all draws: what is ahead of a drawn right match is a sum of independent
+    0/1 variables, one an identity. With it, the mean of so many draws. The published mAP under this protocol is often
+    that of the full list (torchreid, fast-reid): `evaluate_ranking` gives it. Arguments, `options` and errors as there.
+    """
+    at_least_one(repeats=repeats, max_rank=max_rank)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    people, person = ids.gallery_pids.unique(return_inverse=True)
+    queries, rng = rows_of(query_feats, "query_feats"), np.random.default_rng(seed)
+    shares = np.zeros(max(len(people), max_rank))  # of each rank of the right match, summed over valid queries
+    num_valid = 0
+    for start in range(0, len(queries), 64):
+        tile = slice(start, start + 64)
+        of_tile = (queries[tile], gallery_feats, ids.query_pids[tile], ids.gallery_pids)
+        of_tile += (ids.query_camids[tile], ids.gallery_camids)
+        lists = rank_gallery(*of_tile, k=len(ids.gallery_pids), **options)
+        for order, match in zip(lists.indices, lists.matches.numpy(), strict=True):
+            order = order[order >= 0]
+            match = match[: len(order)]
+            if match.any():
+                num_valid += 1
+                if repeats is None:
+                    _expect(person[order].numpy(), match, len(people), shares)
+                else:
+                    _draw(person[order].numpy(), match, repeats, rng, shares)
+    if not num_valid:
+        raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
+    shares /= num_valid
+    cmc = torch.from_numpy(shares.cumsum()[:max_rank])
+    return SingleShot(cmc, float((shares / np.arange(1, len(shares) + 1)).sum()), num_valid, len(queries))
+
+
+@njit
+def _expect(person, match, people, shares):  # noqa: ANN001, ANN202
+    """Add the distribution of the drawn right match's rank for one ranked list."""
+    size, seen, right = np.zeros(people), np.zeros(people), 0
+    for n in range(len(person)):
+        size[person[n]] += 1
+        right += match[n]
+    for n in range(len(person)):
+        if not match[n]:
+            seen[person[n]] += 1
+            continue
+        ahead, length = np.zeros(people + 1), 1  # ahead[a]: probability that a identities are ahead
+        ahead[0] = 1.0
+        for p in range(people):
+            if seen[p] > 0:
+                share = seen[p] / size[p]
+                for a in range(length, 0, -1):
+                    ahead[a] = ahead[a] * (1 - share) + ahead[a - 1] * share
+                ahead[0] *= 1 - share
+                length += 1
+        for a in range(length):
+            if ahead[a] > 0:
+                shares[a] += ahead[a] / right
+
+
+def _draw(person: np.ndarray, match: np.ndarray, repeats: int, rng: np.random.Generator, shares: np.ndarray) -> None:
+    for _ in range(repeats):
+        shuffled = rng.permutation(len(person))
+        drawn = np.sort(shuffled[np.unique(person[shuffled], return_index=True)[1]])  # one place a person
+        shares[np.flatnonzero(match[drawn])[0]] += 1 / repeats
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """Are two images the same person? tar and threshold by false accept rate; auc; how many pairs of each kind.
+
+    A pair is accepted where its distance is at most the threshold (NaN: no genuine pair can be accepted).
+    """
+
+    tar: dict[float, float]
+    threshold: dict[float, float]
+    auc: float
+    num_genuine: int
+    num_impostor: int
+
+
+def verify(
+    query_feats: Feats,
+    gallery_feats: Gallery,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1),
+    metric: str = "cosine",
+    same_camera: bool = False,
+    block_size: int = 1024,
+    progress: bool = False,
+) -> Verification:
+    """Open set: the share of genuine pairs accepted (TAR) when at most floor(far x impostor pairs) impostors are (FAR).
+
+    All query-gallery pairs but junk and pairs of one person under one camera. Distances (1 - cosine, or squared
+    euclidean) are float64 products rounded to float32. fast-reid prints another quantity under this name: there the
+    impostor is the positive class, so it is the share of impostors rejected when so many genuine pairs are.
+    """
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    space = Space(query_feats, metric, "cpu", ids)
+    pairs = Pairs.of(ids, same_camera, space.device)
+    measure(space, gallery_feats, ids, pairs, block_size)
+    genuine = pairs.exact[pairs.kept].float().sort().values
+    nearer, level = torch.zeros(2, len(genuine) + 1, dtype=torch.int64)  # impostors by the first genuine pair beyond
+    for first, part in blocks(gallery_feats, block_size, ids, progress):
+        block = space.block(first, part, ids)
+        for start in range(0, space.num_query, block_size):
+            tile = slice(start, start + block_size)
+            distances = space.rows[tile].double() @ block.rows.double().T
+            if space.cosine:
+                distances = 1 - distances / (space.norms[tile, None] * block.norms)
+            else:
+                distances = space.norms[tile, None].square() + block.norms.square() - 2 * distances
+            pid = space.pids[tile, None]
+            impostor = (pid != block.pids) & (pid != JUNK) & (block.pids != JUNK)
+            distances = distances[impostor].float()
+            for counts, right in ((nearer, True), (level, False)):
+                places = torch.searchsorted(genuine, distances, right=right)
+                counts += torch.bincount(places, minlength=len(counts))
+    num_genuine, num_impostor = len(genuine), int(nearer.sum())
+    if not num_genuine or not num_impostor:
+        raise ValueError(f"nothing to verify: {num_genuine} genuine and {num_impostor} impostor pairs")
+    nearer, level = nearer.cumsum(0)[:-1], level.cumsum(0)[:-1]  # impostors below, and at most, each genuine distance
+    tar, threshold = {}, {}
+    for far in fars:
+        accepted = int((level <= int(far * num_impostor)).sum())
+        tar[far] = accepted / num_genuine
+        threshold[far] = genuine[accepted - 1].item() if accepted else float("nan")
+    auc = 1 - ((nearer + level).double().mean() / (2 * num_impostor)).item()
+    return Verification(tar, threshold, auc, num_genuine, num_impostor)
+
+
+@dataclass(frozen=True, eq=False)
+class CameraPairs:
+    """mAP (Cq, Cg) float64 of the queries of each camera in the gallery of each, NaN where none has a right match.
+
+    num_valid (Cq, Cg) int64 says over how many; query_camids and gallery_camids name rows and columns.
+    """
+
+    mAP: Tensor
+    num_valid: Tensor
+    query_camids: Tensor
+    gallery_camids: Tensor
+
+
+def evaluate_camera_pairs(
+    query_feats: Feats,
+    gallery_feats: Feats,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    **options: Any,
+) -> CameraPairs:
+    """Which camera finds its people in which: one ranking a gallery camera. Arguments and `options` as above."""
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    gallery, same_camera = rows_of(gallery_feats, "gallery_feats"), options.get("same_camera", False)
+    if len(gallery) != ids.rows:
+        raise ValueError(f"gallery_feats has {len(gallery)} rows, gallery_pids has {ids.rows}")
+    (rows, row), columns = ids.query_camids.unique(return_inverse=True), ids.gallery_camids.unique()
+    mean = torch.full((len(rows), len(columns)), torch.nan, dtype=torch.float64)
+    valid = torch.zeros_like(mean, dtype=torch.int64)
+    for c, camera in enumerate(columns):
+        here = (ids.gallery_camids == camera).nonzero()[:, 0]
+        of_camera = (ids.query_pids, ids.gallery_pids[here], ids.query_camids, ids.gallery_camids[here])
+        if Pairs.of(Ids(*of_camera), same_camera, torch.device("cpu")).kept.any():
+            ap = evaluate_ranking(query_feats, gallery[here.to(gallery.device)], *of_camera, **options).ap
+            for r in range(len(rows)):
+                mine = ap[(row == r) & ~ap.isnan()]
+                mean[r, c], valid[r, c] = mine.mean(), len(mine)  # the mean of none is NaN
+    return CameraPairs(mean, valid, rows, columns)
+
+
+def _per_query(result: RankingResult, measured: str) -> Tensor:
+    """One value a query, NaN where it has no right match, whose mean is the named measure."""
+    if measured in ("mAP", "mINP"):
+        return result.ap if measured == "mAP" else result.inp
+    if measured[:4] == "rank" and measured[4:].isdigit():
+        hit = (result.first_match <= int(measured[4:])).double()
+        return hit.masked_fill(result.first_match < 0, torch.nan)
+    raise unknown_name("measure", measured, ("mAP", "mINP", "rank1", "rank5", "rank10"))
+
+
+def bootstrap(
+    result: RankingResult, measured: str = "mAP", *, level: float = 0.95, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile confidence interval of "mAP", "mINP" or "rank<k>" over draws of as many queries, with replacement.
+
+    It speaks of other queries, not of other identities, galleries or trainings.
+    """
+    values = _per_query(result, measured)
+    values = values[~values.isnan()].numpy()
+    rng, even = np.random.default_rng(seed), np.full(len(values), 1 / len(values))
+    means = [rng.multinomial(len(values), even) @ values / len(values) for _ in range(samples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def permutation_test(
+    first: RankingResult, second: RankingResult, measured: str = "mAP", *, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """How much better `second` is than `first` on the same queries, and the two-sided p-value of that difference.
+
+    Paired: under the null hypothesis each query's difference could as well have the other sign. Queries without a right
+    match are left out, and must be the same in both.
+    """
+    if not torch.equal(valid := first.first_match > 0, second.first_match > 0):
+        raise ValueError("the two results are not of the same queries: they cannot be paired")
+    difference = (_per_query(second, measured) - _per_query(first, measured))[valid].numpy()
+    rng = np.random.default_rng(seed)
+    observed = difference.mean()
+    draws = (rng.choice((-1.0, 1.0), len(difference)) @ difference / len(difference) for _ in range(samples))
+    # A hair's breadth of room, so that draws equal but for rounding count as equal.
+    extreme = sum(abs(draw) >= abs(observed) - 1e-12 for draw in draws)
+    return float(observed), (1 + extreme) / (1 + samples)
