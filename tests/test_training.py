@@ -1,5 +1,6 @@
 """Losses against plain loops, recipes, and a training run that survives being killed."""
 
+import importlib
 import json
 import math
 import os
@@ -202,7 +203,7 @@ def test_a_killed_run_ends_with_the_same_weights(tiny, pause: float) -> None:
 
 
 def test_workers_and_cache_do_not_change_the_result(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    import reidlib.training.fit as room
+    room = importlib.import_module("reidlib.training.fit")  # the package's own name `fit` is the function
 
     short = replace(QUICK, epochs=1)
     one, two = build(tiny), build(tiny)
