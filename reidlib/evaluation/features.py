@@ -45,11 +45,13 @@ def extract_features(
         batches = tqdm(batches, desc="features", unit="batch", leave=False)
     feats, pids, camids = [], [], []
     training = model.training
-    model.eval().to(device)
+    # Channels last: convolutions are a good deal faster so, on CPUs as on GPUs; features differ in rounding only.
+    model.eval().to(device, memory_format=torch.channels_last)
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             for batch in batches:
-                out = model(batch.images.to(device, non_blocking=True), batch.camids.to(device))
+                images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+                out = model(images, batch.camids.to(device))
                 feats.append(out.float())  # stays on the device: copying each batch would make the GPU wait
                 pids.append(batch.pids)
                 camids.append(batch.camids)

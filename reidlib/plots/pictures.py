@@ -3,6 +3,7 @@
 A sample is anything with `path`, `pid` and `camid`. All of them are one grid of cells drawn on one axes, in inches.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -99,8 +100,9 @@ def _grid(
 def contact_sheet(
     samples: Sequence[Any], people: int = 8, cameras: Sequence[int] | None = None, seed: int = 0, title: str = ""
 ) -> Figure:
-    """People (rows, drawn by `seed`) × cameras (columns): one picture of each person in each camera, blank if unseen.
+    """People (rows) × cameras (columns): one picture of each person in each camera, blank if unseen.
 
+    The people are those seen by most cameras, drawn by `seed` among equals.
     Junk and distractors (pid below 1) are left out. `cameras` defaults to all. Raises ValueError where nobody is left.
     """
     rng = np.random.default_rng(seed)
@@ -109,10 +111,11 @@ def contact_sheet(
     for sample in samples:
         if sample.pid > 0 and sample.camid in cameras:
             seen.setdefault((sample.pid, sample.camid), []).append(sample)
-    pids = sorted({pid for pid, _ in seen})
-    if not pids:
+    cameras_of = Counter(pid for pid, _ in seen)
+    if not cameras_of:
         raise ValueError(f"no person with a pid above 0 in {len(samples)} samples and cameras {cameras}")
-    pids = sorted(rng.choice(pids, min(people, len(pids)), replace=False).tolist())
+    shuffled = rng.permutation(sorted(cameras_of)).tolist()
+    pids = sorted(sorted(shuffled, key=lambda pid: -cameras_of[pid])[:people])
 
     def cell(pid: int, camid: int) -> _Cell | None:
         found = seen.get((pid, camid))

@@ -66,6 +66,7 @@ def fit(
     checkpoint = run.path / "last.pt"
     state = _load_checkpoint(checkpoint, stamp)
 
+    model.to(memory_format=torch.channels_last)  # convolutions are half as fast again, on CPUs and in bfloat16
     optimizer = _optimizer(model, recipe)
     net, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
@@ -137,7 +138,7 @@ def _train_epoch(
             rate = recipe.lr * recipe.rate(epoch - 1 + step / len(loader))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            images = batch.images.to(device, non_blocking=True)
+            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
             labels = batch.pids.to(device, non_blocking=True)
             images = augment(images, torch_generator_for(recipe.seed, "augment", epoch, step, rank))
             outputs = net(images, batch.camids.to(device))
