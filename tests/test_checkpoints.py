@@ -51,7 +51,27 @@ def same(one, other):
         ("torchreid", "layer4.0.conv2.weight", "network.backbone.layer4.0.conv2.weight"),
         ("torchreid", "fc.0.weight", "network.head.embedding.0.weight"),
         ("torchreid", "classifier.bias", "network.head.classifier.bias"),
-        ("torchreid", "fc.weight", Drop("torchvision's ImageNet classifier")),
+        ("torchreid", "fc.weight", Drop("the library's ImageNet classifier")),
+        ("torchreid", "last_linear.bias", Drop("the library's ImageNet classifier")),
+        ("torchreid", "fc_fusion.0.weight", "network.head.embedding.0.weight"),
+        ("torchreid", "fc_s.1.bias", "network.head.embeddings.1.1.bias"),
+        ("torchreid", "fc_local.0.weight", "network.heads.1.embedding.0.weight"),
+        ("torchreid", "classifier_global.bias", "network.heads.0.classifier.bias"),
+        ("torchreid", "cell_stem_1.path_1.conv.weight", "network.backbone.cells.cell_stem_1.path_1.conv.weight"),
+        ("torchreid", "conv2.0.conv1.conv.weight", "network.backbone.conv2.0.conv1.conv.weight"),  # MobileNetV2
+        (
+            "torchreid",
+            "features.denseblock1.denselayer2.norm.1.weight",
+            "network.backbone.features.denseblock1.denselayer2.norm1.weight",
+        ),
+        ("torchreid-2018", "base.5.0.downsample.1.bias", "network.backbone.layer2.0.downsample.1.bias"),
+        ("torchreid-2018", "layers2.1.2.conv1.weight", "network.backbone.layer1.2.conv1.weight"),
+        ("torchreid-2018", "layers5b.bn3.bias", "network.backbone.layer4.1.bn3.bias"),
+        ("torchreid-2018", "base.norm5.weight", "network.backbone.features.norm5.weight"),
+        ("torchreid-2018", "block8.conv3.0.weight", "network.backbone.conv8.0.conv3.0.weight"),
+        ("torchreid-2018", "block4.2.conv1.bn.bias", "network.backbone.conv4.2.conv1.bn.bias"),
+        ("torchreid-2018", "fire2.expand.conv11.bn.bias", "network.backbone.fire2.conv11.bn.bias"),
+        ("torchreid-2018", "conv10.weight", "network.head.scores.weight"),
     ],
 )
 def test_rename_rules(family, upstream, ours):

@@ -1,6 +1,8 @@
 """The model zoo: build a model by its name, load published weights into it, count what it costs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -9,10 +11,10 @@ from torch import Tensor
 from reidlib.errors import unknown_name
 from reidlib.models import checkpoints
 from reidlib.models.architectures import ReIDModel, Sizes
-from reidlib.models.checkpoints import CheckpointError, Report
+from reidlib.models.checkpoints import CheckpointError, Layout, Report
 from reidlib.models.complexity import Complexity, complexity
 from reidlib.models.heads import Outputs
-from reidlib.models.zoo import MODELS
+from reidlib.models.zoo import ALIASES, MODELS, Model
 
 __all__ = [
     "CheckpointError",
@@ -41,10 +43,12 @@ def create_model(
 ) -> ReIDModel:
     """Build a model with fresh weights, as its paper initialises them; nothing is downloaded.
 
-    `num_classes`: identities in training; None or 0 for a model that only gives features. `num_cameras`: for the models
-    that embed the camera. `input_size`: (height, width) other than the published one.
+    `name`: one of `list_models()`, or an older spelling of it (`zoo.ALIASES`). `num_classes`: identities in training;
+    None or 0 for a model that only gives features. `num_cameras`: for the models that embed the camera. `input_size`:
+    (height, width) other than the published one, 32 pixels or more each.
     ValueError for an unknown name (with the nearest ones) or impossible sizes.
     """
+    name = ALIASES.get(name, name)
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
     for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
@@ -52,9 +56,13 @@ def create_model(
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
     spec = MODELS[name]
     size = spec.input_size if input_size is None else input_size
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"input_size is (height, width) in pixels, such as {spec.input_size}; got {input_size!r}")
-    sizes = Sizes(num_classes or None, num_cameras or None, tuple(size))
+    sides = size if isinstance(size, Sequence) and len(size) == 2 else ()
+    if not sides or not all(isinstance(side, int) and side >= 32 for side in sides):
+        raise ValueError(f"input_size is (height, width), 32 or more, such as {spec.input_size}; got {input_size!r}")
+    return _build(name, spec, Sizes(num_classes or None, num_cameras or None, tuple(size)))
+
+
+def _build(name: str, spec: Model, sizes: Sizes) -> ReIDModel:
     network = spec.wiring(spec.backbone, spec.head, sizes)
     return ReIDModel(network, name=name, family=spec.family, sizes=sizes, mean=spec.mean, std=spec.std)
 
@@ -66,12 +74,17 @@ def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor])
     `module.`; of any floating dtype. Classifiers of another size are dropped and named in the report. Raises
     FileNotFoundError, or CheckpointError that lists what does not fit and the models that would. No code in it is run.
     """
-    return checkpoints.load(model, source, candidates=_empty_models)
+    return checkpoints.load(model, source, candidates=_layouts)
 
 
-def _empty_models() -> Iterator[ReIDModel]:
-    """Every model in turn, on the meta device: names and shapes without memory."""
-    for name in list_models():
-        with torch.device("meta"):
-            model = create_model(name)
-        yield model
+def _layouts() -> Iterator[Layout]:
+    """Every model in turn, as names and shapes."""
+    for name, spec in MODELS.items():
+        yield Layout(name, spec.family, _shapes(replace(spec, family="")))
+
+
+@cache
+def _shapes(spec: Model) -> Mapping[str, tuple[int, ...]]:
+    """Built once for all models that differ in family only, on the meta device: no memory, no random numbers."""
+    with torch.device("meta"):
+        return Layout.of(_build("", spec, Sizes(751, 6, spec.input_size))).shapes

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reidlib.models.heads import Outputs
 
@@ -21,30 +22,66 @@ class Sizes(NamedTuple):
     input_size: tuple[int, int]  # height, width
 
 
-class Baseline(nn.Module):
+class Network(nn.Module):
+    """What every wiring has: a trunk, and where its class activation map is read."""
+
+    def __init__(self, backbone: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone()
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return getattr(self.backbone, "cam_layer", self.backbone)
+
+    def cam_map(self, activation: Tensor) -> Tensor:
+        """The output of `cam_layer` as a map (B, C, h, w); a convolutional trunk's output is one already."""
+        return activation
+
+
+class Baseline(Network):
     """One trunk, one head."""
 
     def __init__(
         self, backbone: Callable[[], nn.Module], head: Callable[[int, int | None], nn.Module], sizes: Sizes
     ) -> None:
-        super().__init__()
-        self.backbone = backbone()
+        super().__init__(backbone)
         self.head = head(self.backbone.channels, sizes.num_classes)
 
     @property
     def feature_dim(self) -> int:
         return self.head.feature_dim
 
-    @property
-    def cam_layer(self) -> nn.Module:
-        return self.backbone
-
-    def cam_map(self, activation: Tensor) -> Tensor:
-        """The output of `cam_layer` as a map (B, C, h, w); a convolutional trunk's output is one already."""
-        return activation
-
     def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
         return self.head(self.backbone(x))
+
+
+class Branches(Network):
+    """A trunk that gives several maps, and a head for each; the feature is theirs in a row.
+
+    `normalise` scales each head's feature to length 1 first.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], nn.Module],
+        head: Callable[[int, int | None], nn.Module],
+        sizes: Sizes,
+        *,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__(backbone)
+        self.heads = nn.ModuleList(head(channels, sizes.num_classes) for channels in self.backbone.channels)
+        self.normalise = normalise
+
+    @property
+    def feature_dim(self) -> int:
+        return sum(head.feature_dim for head in self.heads)
+
+    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+        outs = [head(part) for head, part in zip(self.heads, self.backbone(x), strict=True)]
+        if self.training:
+            return Outputs([y for out in outs for y in out.logits], [y for out in outs for y in out.embeddings])
+        return torch.cat([F.normalize(out, dim=1) if self.normalise else out for out in outs], dim=1)
 
 
 class ReIDModel(nn.Module):
@@ -99,6 +136,9 @@ class ReIDModel(nn.Module):
             raise ValueError(
                 f"{self.name} takes RGB images of shape (B, 3, H, W), got {shape}: permute or unsqueeze them"
             )
+        if min(images.shape[2:]) < 32:
+            height, width = images.shape[2:]
+            raise ValueError(f"{self.name} takes images of 32 x 32 or more, got {height} x {width}: enlarge them")
         if images.dtype == torch.uint8:
             images = images.to(self.pixel_mean.dtype) / 255
         elif not images.is_floating_point():

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,15 +46,47 @@ _OSNET: Rules = (
     (r"\bpool([23])\.", r"conv\1.2."),
 )
 
+_TORCHREID: Rules = (
+    (r"^(fc|last_linear)\.(weight|bias)$", Drop("the library's ImageNet classifier")),
+    (r"^classifier\.", "head.classifier."),
+    (r"^fc\.", "head.embedding."),
+    (r"^fc_(fusion|fuse)\.", "head.embedding."),  # mid-level ResNet
+    (r"^fc_x\.", "head.embeddings.0."),  # MLFN
+    (r"^fc_s\.", "head.embeddings.1."),
+    (r"^classifier_global\.", "heads.0.classifier."),  # HACNN
+    (r"^classifier_local\.", "heads.1.classifier."),
+    (r"^fc_global\.", "heads.0.embedding."),
+    (r"^fc_local\.", "heads.1.embedding."),
+    (r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),  # torchvision before 0.2.1 put a dot there
+    (r"^((?:cell|reduction_cell)_)", r"cells.\1"),  # NASNet
+    (r"^(?!heads?\.)", "backbone."),
+    *_OSNET,
+    (r"^", "network."),
+)
+
 # Applied in order, each to the result of the one before.
 RENAMES: dict[str, Rules] = {
-    "torchreid": (
-        (r"^fc\.(weight|bias)$", Drop("torchvision's ImageNet classifier")),
-        (r"^classifier\.", "head.classifier."),
-        (r"^fc\.", "head.embedding."),
-        (r"^(?!head\.)", "backbone."),
-        *_OSNET,
-        (r"^", "network."),
+    "torchreid": _TORCHREID,
+    # Numbered where torchvision's modules had been put in a row; a stage of one block had no index.
+    "torchreid-2018": (
+        (r"^(?:base|layers1)\.0\.", "conv1."),
+        (r"^(?:base|layers1)\.1\.", "bn1."),
+        (r"^base\.4\.", "layer1."),
+        (r"^base\.5\.", "layer2."),
+        (r"^base\.6\.", "layer3."),
+        (r"^base\.7\.", "layer4."),
+        (r"^layers2\.1\.", "layer1."),
+        (r"^layers3\.", "layer2."),
+        (r"^layers4\.", "layer3."),
+        (r"^layers5a\.", "layer4.0."),
+        (r"^layers5b\.", "layer4.1."),
+        (r"^layers5c\.", "layer4.2."),
+        (r"^base\.", "features."),  # DenseNet
+        (r"^block([28])\.", r"conv\1.0."),  # MobileNetV2
+        (r"^block(\d)\.", r"conv\1."),
+        (r"\.expand\.conv", ".conv"),  # SqueezeNet
+        (r"^conv10\.", "head.scores."),
+        *_TORCHREID,
     ),
 }
 
@@ -80,6 +113,18 @@ class Report:
         if self.kept:
             text += "; not in the file, left as they were: " + _listed(self.kept)
         return text
+
+
+class Layout(NamedTuple):
+    """What of a model decides whether weights fit."""
+
+    name: str
+    family: str
+    shapes: Mapping[str, tuple[int, ...]]  # by key of the state dict
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Layout":
+        return cls(model.name, model.family, {key: tuple(value.shape) for key, value in model.state_dict().items()})
 
 
 class Match(NamedTuple):
@@ -114,33 +159,38 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> dict[str, Tens
     return state
 
 
-def match(state: Mapping[str, Tensor], model: nn.Module) -> Match:
-    """Lead `state` to the keys of `model` by the rules of `model.family`, and compare. Nothing is loaded."""
-    own = model.state_dict()
-    rules = () if all(key.startswith(_OWN_PREFIX) for key in state) else RENAMES[model.family]
-    targets = {key: rename(key, rules) for key in state}
+def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str | Drop]) -> Match:
+    """Compare `state`, led to `targets` (see `lead`), with a model. Nothing is loaded."""
+    own = layout.shapes
     origin: dict[str, str] = {}  # key of the model: key of the file
     dropped: dict[str, str] = {}
     problems: list[str] = []
     for key, target in targets.items():
         shape = tuple(state[key].shape)
-        expected = tuple(own[target].shape) if target in own else None
         if isinstance(target, Drop):
             dropped[key] = target.reason
         elif target in origin:
             problems.append(f"{key} and {origin[target]} are both {target}")
-        elif shape == expected:
+        elif shape == (expected := own.get(target)):
             origin[target] = key
         elif _CLASSIFIER.search(target):
             dropped[key] = f"classifier {shape}, {expected or 'none'} in the model"
         else:
-            problems.append(f"{key} is {shape}, {expected} in the model" if expected else f"{key} is not in the model")
+            problems.append(
+                f"{key} is not in the model" if expected is None else f"{key} is {shape}, {expected} in the model"
+            )
     left = [key for key in own if key not in origin]
     kept = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
     problems += [f"{key} is missing" for key in sorted(set(left) - set(kept) - set(targets.values()))]
     renamed = sum(target != key for target, key in origin.items())
-    report = Report(model.name, len(origin), renamed, dropped, kept)
+    report = Report(layout.name, len(origin), renamed, dropped, kept)
     return Match(report, {target: state[key] for target, key in origin.items()}, problems)
+
+
+def lead(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
+    """Every key of `state` to a model's own key, by the rules of `family`; our own keys stay as they are."""
+    rules = () if all(key.startswith(_OWN_PREFIX) for key in state) else RENAMES[family]
+    return {key: rename(key, rules) for key in state}
 
 
 def rename(key: str, rules: Rules) -> str | Drop:
@@ -158,11 +208,11 @@ def load(
     model: nn.Module,
     source: str | Path | Mapping[str, Tensor],
     *,
-    candidates: Callable[[], Iterable[nn.Module]] = tuple,
+    candidates: Callable[[], Iterable[Layout]] = tuple,
 ) -> Report:
     """Load strictly, all or nothing. CheckpointError lists what does not fit, and which of `candidates` fits best."""
     state = read_state_dict(source)
-    found = match(state, model)
+    found = match(state, Layout.of(model), lead(state, model.family))
     if found.problems:
         where = "the state dict" if isinstance(source, Mapping) else str(source)
         better = _better_fit(state, len(found.problems), candidates())
@@ -171,10 +221,11 @@ def load(
     return found.report
 
 
-def _better_fit(state: Mapping[str, Tensor], problems: int, candidates: Iterable[nn.Module]) -> str:
+def _better_fit(state: Mapping[str, Tensor], problems: int, candidates: Iterable[Layout]) -> str:
+    led = cache(partial(lead, state))  # many models share a family
     fits: dict[int, list[str]] = {}
-    for model in candidates:
-        fits.setdefault(len(match(state, model).problems), []).append(model.name)
+    for layout in candidates:
+        fits.setdefault(len(match(state, layout, led(layout.family)).problems), []).append(layout.name)
     best = min(fits, default=problems)
     if best >= problems:
         return ""

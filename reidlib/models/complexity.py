@@ -59,7 +59,7 @@ def _calls(model: nn.Module) -> list[tuple[nn.Module, int]]:
     calls: list[tuple[nn.Module, int]] = []
     modes = {module: module.training for module in model.modules()}
     handles = [
-        module.register_forward_hook(lambda module, _, output: calls.append((module, output.numel())))
+        module.register_forward_hook(lambda module, _, output: calls.append((module, _numel(output))))
         for module in modes
     ]
     try:
@@ -71,3 +71,7 @@ def _calls(model: nn.Module) -> list[tuple[nn.Module, int]]:
         for module, mode in modes.items():
             module.training = mode
     return calls
+
+
+def _numel(output: object) -> int:
+    return output.numel() if isinstance(output, torch.Tensor) else 0  # what gives several maps is no leaf

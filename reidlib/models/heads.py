@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reidlib.models.layers import init_weights
 
@@ -21,22 +23,85 @@ class Head(nn.Module):
     """Average pooling, an optional embedding (linear, batch norm, ReLU), a linear classifier.
 
     A map (B, channels, h, w) becomes the feature (B, feature_dim) in eval mode, `Outputs` in training mode.
-    `num_classes` None or 0 leaves the classifier out; `embed` is the embedding's width, None for none.
+    `num_classes` None or 0 leaves the classifier out; `embed` is the embedding's width, None for none; `dropout` is the
+    share of the feature that training drops.
     """
 
-    def __init__(self, channels: int, num_classes: int | None, *, embed: int | None = None) -> None:
+    def __init__(
+        self, channels: int, num_classes: int | None, *, embed: int | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.feature_dim = embed or channels
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.embedding = (
-            nn.Sequential(nn.Linear(channels, embed), nn.BatchNorm1d(embed), nn.ReLU(inplace=True)) if embed else None
-        )
+        self.embedding = _embedding(channels, embed) if embed else None
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.classifier = nn.Linear(self.feature_dim, num_classes) if num_classes else None
         self.apply(init_weights)
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
+    def feature(self, x: Tensor) -> Tensor:
         x = self.pool(x).flatten(1)  # (B, channels)
-        x = x if self.embedding is None else self.embedding(x)
+        return x if self.embedding is None else self.embedding(x)
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        x = self.feature(x)
         if not self.training:
             return x
+        x = x if self.dropout is None else self.dropout(x)
         return Outputs([] if self.classifier is None else [self.classifier(x)], [x])
+
+
+class MidHead(Head):
+    """Several maps, one after another block: all but the last are pooled and embedded together, the last only pooled.
+
+    `mid_first` says which half of the feature that embedding is: torchreid's first since 2018-11, its last before.
+    """
+
+    def __init__(
+        self, channels: tuple[int, ...], num_classes: int | None, *, embed: int, mid_first: bool = True
+    ) -> None:
+        super().__init__(embed + channels[-1], num_classes)
+        self.mid_first = mid_first
+        self.embedding = _embedding(sum(channels[:-1]), embed)
+        self.embedding.apply(init_weights)
+
+    def feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        *mid, last = (self.pool(x).flatten(1) for x in maps)
+        mid = self.embedding(torch.cat(mid, dim=1))
+        return torch.cat([mid, last] if self.mid_first else [last, mid], dim=1)
+
+
+class MeanHead(Head):
+    """MLFN's: several maps, each pooled and embedded by a bare linear map, norm and ReLU; the feature is their mean."""
+
+    def __init__(self, channels: tuple[int, ...], num_classes: int | None, *, embed: int) -> None:
+        super().__init__(embed, num_classes)
+        self.embeddings = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, embed, 1, bias=False), nn.BatchNorm2d(embed), nn.ReLU(inplace=True))
+            for c in channels
+        )
+        self.embeddings.apply(init_weights)
+
+    def feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+        pairs = zip(self.embeddings, maps, strict=True)
+        return torch.stack([embed(self.pool(x)) for embed, x in pairs]).mean(dim=0).flatten(1)
+
+
+class ScoreHead(nn.Module):
+    """The feature is the scores of the classes: 1x1 convolution, ReLU, average pooling. ValueError without classes."""
+
+    def __init__(self, channels: int, num_classes: int | None, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        if not num_classes:
+            raise ValueError("this model's feature is its class scores: give num_classes")
+        self.feature_dim = num_classes
+        self.dropout = nn.Dropout(dropout)
+        self.scores = nn.Conv2d(channels, num_classes, 1)  # not "classifier": without it there is no feature
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        x = self.pool(F.relu(self.scores(self.dropout(x)))).flatten(1)
+        return Outputs([x], [x]) if self.training else x
+
+
+def _embedding(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True))

@@ -1,9 +1,28 @@
 """Trunks: modules that turn normalised images (B, 3, H, W) into a map (B, channels, h, w).
 
-Each has an attribute `channels`. Only the modules in this folder import timm's or torchvision's models.
+Each has an attribute `channels`. A trunk may give several maps, as a tuple; then `channels` is one too, and
+`cam_layer` is the module whose output is a map. Only the modules in this folder import timm's or torchvision's models.
 """
 
+from reidlib.models.backbones.hacnn import HACNN
+from reidlib.models.backbones.library import DenseNet, NASNetMobile, SENet, SqueezeNet
+from reidlib.models.backbones.mlfn import MLFN
+from reidlib.models.backbones.mobilenet import MobileNetV2
 from reidlib.models.backbones.osnet import OSNet
 from reidlib.models.backbones.resnet import ResNet
+from reidlib.models.backbones.shufflenet import ShuffleNet
+from reidlib.models.backbones.squeezenet import BypassSqueezeNet
 
-__all__ = ["OSNet", "ResNet"]
+__all__ = [
+    "HACNN",
+    "MLFN",
+    "BypassSqueezeNet",
+    "DenseNet",
+    "MobileNetV2",
+    "NASNetMobile",
+    "OSNet",
+    "ResNet",
+    "SENet",
+    "ShuffleNet",
+    "SqueezeNet",
+]

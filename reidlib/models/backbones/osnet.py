@@ -12,30 +12,7 @@ from operator import add
 
 from torch import Tensor, nn
 
-from reidlib.models.layers import init_weights
-
-_NORMS = {
-    "bn": nn.BatchNorm2d,
-    "in": lambda channels: nn.InstanceNorm2d(channels, affine=True),
-    "none": lambda channels: None,
-}
-
-
-class ConvNorm(nn.Module):
-    """Convolution, norm, ReLU; `norm` is "bn", "in" or "none"."""
-
-    def __init__(
-        self, cin: int, cout: int, kernel: int = 1, *, stride: int = 1, norm: str = "bn", relu: bool = True
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn = _NORMS[norm](cout)  # upstream names it bn even where it is an instance norm
-        self.relu = nn.ReLU(inplace=True) if relu else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        x = x if self.bn is None else self.bn(x)
-        return x if self.relu is None else self.relu(x)
+from reidlib.models.layers import ConvNorm, init_weights
 
 
 class LightConv(nn.Module):
@@ -79,8 +56,8 @@ class OSBlock(nn.Module):
         self.conv1 = ConvNorm(cin, middle)
         self.streams = nn.ModuleList(nn.Sequential(*(LightConv(middle) for _ in range(t))) for t in (1, 2, 3, 4))
         self.gate = Gate(middle)
-        self.conv3 = ConvNorm(middle, cout, norm="none" if norm == "in" else "bn", relu=False)
-        self.downsample = None if cin == cout else ConvNorm(cin, cout, relu=False)
+        self.conv3 = ConvNorm(middle, cout, norm="none" if norm == "in" else "bn", act=None)
+        self.downsample = None if cin == cout else ConvNorm(cin, cout, act=None)
         self.IN = None if norm == "bn" else nn.InstanceNorm2d(cout, affine=True)
         self.norm_after_sum = norm == "bn+in"
         self.relu = nn.ReLU(inplace=True)
