@@ -218,7 +218,7 @@ def random_person(dice: Dice, wardrobe: Mapping[str, str]) -> Person:
 
 @dataclass(frozen=True)
 class Pose:
-    """What passes. `x`, `ground`, `height` in canvas pixels, angles in degrees; `yaw` 0 faces us, 90 right, 180 away."""
+    """What passes. `x`, `ground`, `height` in canvas pixels; `yaw` in degrees: 0 faces us, 90 right, 180 away."""
 
     x: int
     ground: int
@@ -328,16 +328,16 @@ def draw_person(sprite: Sprite, person: Person, pose: Pose) -> None:
         inner = sprite.material(p.inner_colour)
         add([*both((22, 46, 770, 18), (26, 50, 560, 18))], inner, 42)
         if p.upper == "coat":
-            add([(0, 54, 540, 7), (0, 54, hem - 40, 7)], inner + 2, 90, dark=False)
+            add([(0, 54, 540, 7), (0, 54, hem - 40, 7)], inner, 90, dark=True)
     if p.upper == "hoodie":
         add(both((26, -34, 830, 40)), upper, 44, pattern)
     if p.pattern == "print" and p.upper not in ("jacket", "coat"):
         shapes = ([(0, 46, 690, 44)], both((52, 40, 680, 20)), both((14, 46, 730, 16), (14, 46, 610, 16)),
                   [(0, 46, 760, 12), *both((46, 40, 650, 12))])  # fmt: skip
-        add(shapes[p.print_shape], upper + 1, 46, dark=False)
+        add(shapes[p.print_shape], upper + 1, 46)
     if p.bag == "backpack":
         add([*both((52, -92, 760, 30)), *both((58, -96, 590, 34))], bag, 0)
-        add(both((36, -122, 640, 16), (36, -122, 600, 16)), bag + 2, 0)
+        add(both((36, -122, 640, 16), (36, -122, 600, 16)), bag, 0, dark=True)
         for side in (-1, 1):
             add([(side * 58, 40, 815, 10), (side * 66, 46, 640, 10)], bag, 48)
     if p.bag == "shoulder":
@@ -373,12 +373,8 @@ def draw_person(sprite: Sprite, person: Person, pose: Pose) -> None:
             add(both((14, -10, 968, 50)), hat, 90)
         else:
             add([*both((26, -8, 962, 38)), (0, -8, 980, 38)], hat, 90)
-            brim = (
-                both((34, 44, 948, 8), (24, 92, 942, 7))
-                if p.hat == "cap"
-                else both((100, 0, 950, 9), (60, 76, 950, 9), (60, -76, 950, 9))
-            )
-            add(brim, hat + 2, 91, dark=False)
+            wide = ((100, 0, 950, 9), (60, 76, 950, 9), (60, -76, 950, 9))
+            add(both(*(((34, 44, 948, 8), (24, 92, 942, 7)) if p.hat == "cap" else wide)), hat, 91, dark=True)
 
     for _, discs, material, fabric, dark in sorted(parts, key=lambda part: part[0]):
         sprite.hull(discs, material, fabric, dark)

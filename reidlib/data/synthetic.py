@@ -5,7 +5,7 @@ import shutil
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,11 +73,11 @@ SETTINGS = {
         ),
         (
             Look("street*2 park shop", 0, 0, 100, 100, 100, 0, 4, 92, 0, 6),
-            Look("park*2 brick plaza", 12, -6, 108, 94, 108, 30, 6, 88, 90, 16),
-            Look("brick*2 shop street", -14, 0, 82, 106, 86, 0, 12, 84, 180, 4),
-            Look("shop*2 plaza park", 18, 4, 98, 114, 108, 50, 6, 80, 310, 12),
-            Look("plaza*2 street brick", -6, -8, 116, 84, 80, 40, 8, 86, 40, 28),
-            Look("brick*2 street park", -18, 8, 74, 98, 92, 20, 16, 76, 225, 20),
+            Look("park*2 brick plaza", 8, -4, 106, 96, 106, 20, 5, 88, 90, 16),
+            Look("brick*2 shop street", -9, 0, 88, 104, 90, 0, 8, 84, 180, 4),
+            Look("shop*2 plaza park", 11, 4, 98, 110, 106, 30, 5, 80, 310, 12),
+            Look("plaza*2 street brick", -4, -6, 110, 88, 86, 20, 6, 86, 40, 28),
+            Look("brick*2 street park", -12, 6, 82, 98, 94, 10, 10, 76, 225, 20),
         ),
     ),
     "synthetic_b": Setting(
@@ -93,19 +93,19 @@ SETTINGS = {
             hat="none*4 beanie*4 hat cap",
         ),
         (
-            Look("market*2 garage station", 30, 10, 68, 112, 112, 40, 18, 78, 20, 14),
-            Look("garage*2 snow station", -12, -18, 72, 88, 72, 50, 20, 72, 200, 30),
-            Look("snow*2 market garage", -18, 2, 124, 80, 80, 30, 6, 86, 100, 8),
-            Look("station*2 market garage", 32, -4, 78, 108, 92, 60, 16, 74, 270, 18),
-            Look("snow*2 garage station", -4, 10, 88, 80, 60, 20, 10, 82, 340, 4),
-            Look("station*2 market garage", 8, -20, 108, 118, 100, 40, 14, 70, 150, 24),
+            Look("market*2 garage station", 20, 6, 76, 108, 108, 30, 12, 78, 20, 14),
+            Look("garage*2 snow station", -8, -14, 80, 92, 80, 40, 14, 72, 200, 30),
+            Look("snow*2 market garage", -14, 2, 118, 86, 84, 20, 5, 86, 100, 8),
+            Look("station*2 market garage", 24, -4, 84, 106, 94, 40, 10, 74, 270, 18),
+            Look("snow*2 garage station", -4, 10, 92, 84, 64, 10, 8, 82, 340, 4),
+            Look("station*2 market garage", 6, -16, 108, 114, 100, 30, 10, 70, 150, 24),
         ),
     ),
 }
 
 SIZES = {
     "tiny": Size(train=12, test=8, cameras=3, shots=3, distractors=8, junk=4),
-    "small": Size(train=80, test=50, cameras=5, shots=4, distractors=200, junk=60),
+    "small": Size(train=96, test=50, cameras=4, shots=5, distractors=200, junk=60),
     "medium": Size(train=300, test=200, cameras=6, shots=5, distractors=800, junk=250),
     "large": Size(train=750, test=750, cameras=6, shots=6, distractors=2800, junk=1000),
 }
@@ -148,9 +148,8 @@ class Studio:
                 seen = [camid for camid in range(size.cameras) if not missed[camid]]
                 for camid in seen if len(seen) > 1 else (0, 1):
                     for number in range(size.shots):
-                        yield Shot(
-                            "train" if split == "train" else "gallery" if number else "query", pid, camid, number
-                        )
+                        part = "train" if split == "train" else "gallery" if number else "query"
+                        yield Shot(part, pid, camid, number)
         for pid, stream, count in (0, _DISTRACTOR, size.distractors), (-1, _JUNK, size.junk):
             for number in range(count):
                 yield Shot("gallery", pid, self.dice(stream, number).below(size.cameras), number)
@@ -164,7 +163,8 @@ class Studio:
             person = self.person(shot.pid)
         else:
             dice = self.dice(_JUNK if shot.pid else _DISTRACTOR, shot.number, 1)
-            person = random_person(dice, self.setting.wardrobe)
+            # Junk is a bad box of somebody who may well be a query, a distractor somebody else.
+            person = self.person(2 * shot.number + 1) if shot.pid else random_person(dice, self.setting.wardrobe)
         scene = self._view(shot.camid, dice.pick(look.scenes))
         left, top = dice.below(SCENE[1] - CANVAS[1]), dice.below(SCENE[0] - CANVAS[0])
         background = Image.fromarray(scene[top : top + CANVAS[0], left : left + CANVAS[1]])
@@ -203,14 +203,8 @@ class Studio:
             draw_obstacle(sprite, dice)
         jitter = [dice.between(-14, 14) for _ in range(4)]
         box = [28 + jitter[0], 14 + jitter[1], 228 + jitter[2], 498 + jitter[3]]
-        if pid == -1:  # a box that no detector should have given
-            way = dice.below(3)
-            if way == 0:
-                box = [100, 20, 256, 200]
-            elif way == 1:
-                box = [120 + jitter[0], 0, 256, 512]
-            else:
-                box = [20, 270 + jitter[1], 230, 512]
+        if pid == -1:  # a box that no detector should have given: head, one side, or legs
+            box = [[100, 20, 256, 200], [120 + jitter[0], 0, 256, 512], [20, 270 + jitter[1], 230, 512]][dice.below(3)]
         elif dice.chance(8 if pid else 40):  # cut off below or above
             cut = 3 if dice.chance(60) else 1
             box[cut] += (cut - 2) * -dice.between(60, 160)
@@ -263,15 +257,15 @@ def write_synthetic(
     if size not in SIZES:
         raise unknown_name("synthetic size", size, SIZES)
     height, width = image_size
-    if not (32 <= height <= CANVAS[0] and 16 <= width <= CANVAS[1]):
-        raise ValueError(f"image_size {image_size} is out of bounds: height 32 to {CANVAS[0]}, width 16 to {CANVAS[1]}")
+    if not (32 <= height <= 256 and 16 <= width <= 128):
+        raise ValueError(f"image_size {image_size} is out of bounds: (height, width) from (32, 16) to (256, 128)")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative: give 0 or more")
     studio = Studio(name, seed)
     shots = list(studio.shots(SIZES[size]))
     folder = Path(root) / f"{name}-{size}-{seed}-{height}x{width}"
     manifest = {"format": FORMAT, "name": name, "size": size, "seed": seed, "image_size": [height, width],
-                "setting": asdict(SIZES[size]), "images": dict(Counter(MARKET[shot.split] for shot in shots))}  # fmt: skip
+                "images": dict(Counter(MARKET[shot.split] for shot in shots))}  # fmt: skip
     if folder.exists():
         if _is_complete(folder, manifest):
             return folder
@@ -283,10 +277,10 @@ def write_synthetic(
     with whole_folder(folder) as part:
         for split in MARKET.values():
             (part / split).mkdir()
-        for frame, shot in enumerate(shots):
+        for shot in shots:
             image = studio.picture(shot, image_size)
             quality = studio.setting.cameras[shot.camid].quality
-            image.save(part / MARKET[shot.split] / market_name(shot, frame), quality=quality)
+            image.save(part / MARKET[shot.split] / market_name(shot), quality=quality)
         (part / "synthetic.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return folder
 
@@ -294,10 +288,10 @@ def write_synthetic(
 MARKET = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
-def market_name(shot: Shot, frame: int) -> str:
-    """As in Market-1501: pid, camera and sequence, frame, detection; `-1_c3s1_000007_04.jpg`."""
+def market_name(shot: Shot) -> str:
+    """As in Market-1501, `0002_c1s1_000451_03.jpg`: pid, camera and sequence, frame, box (00 is a query's)."""
     pid = f"{shot.pid:04d}" if shot.pid >= 0 else "-1"
-    return f"{pid}_c{shot.camid + 1}s1_{frame:06d}_{shot.number % 100:02d}.jpg"
+    return f"{pid}_c{shot.camid + 1}s1_{25 * shot.number + 1:06d}_{int(shot.split != 'query'):02d}.jpg"
 
 
 def _is_complete(folder: Path, manifest: dict) -> bool:
