@@ -23,7 +23,6 @@ class Features:
         return len(self.pids)
 
 
-@torch.inference_mode()
 def extract_features(
     model: nn.Module,
     batches: Iterable[Any],
@@ -48,7 +47,8 @@ def extract_features(
     # Channels last: convolutions are a good deal faster so, on CPUs as on GPUs; features differ in rounding only.
     model.eval().to(device, memory_format=torch.channels_last)
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        # Inference mode begins after the move: parameters moved within it could never be trained again.
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             for batch in batches:
                 images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
                 out = model(images, batch.camids.to(device))

@@ -1,0 +1,86 @@
+"""The five notebooks from end to end, as a person starts them from a shell."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["-p", "dataset", "synthetic-tiny", "-p", "epochs", "1", "-p", "people", "4"]
+
+
+def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env=os.environ.copy(), capture_output=True, text=True, timeout=500
+    )
+
+
+@pytest.mark.timeout(600)
+def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None:
+    books = ["train", "test", "ranklist", "gradcam", "tsne"]
+    call = ["reidlib.batch", *books, *QUICK, "-p", "datasets", "synthetic-tiny,synthetic_b-tiny", "-p", "run", "r"]
+    done = shell(*call, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "r"
+    assert str(run) in done.stdout
+    for book in books:
+        assert "<html" in (run / "notebooks" / f"{book}.html").read_text()[:2000]
+        executed = json.loads((run / "notebooks" / f"{book}.ipynb").read_text())
+        code = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["execution_count"] for cell in code)
+    figures = {p.name for p in (run / "figures").iterdir()}
+    assert figures == {
+        "people_x_cameras.png", "training_curves.png", "cmc.png", "ap_histogram.png",
+        "ranklist_synthetic-tiny_worst.png", "ranklist_synthetic-tiny_worst.csv", "gradcam_synthetic-tiny_random.png",
+        "tsne_synthetic-tiny_person.png", "tsne_synthetic-tiny_camera.png", "tsne_synthetic-tiny_pictures.png",
+    }  # fmt: skip
+    results = json.loads((run / "result.json").read_text())["results"]
+    assert set(results) == {"synthetic-tiny", "synthetic_b-tiny"}
+    assert {"rank1", "mAP", "mINP", "untrained"} <= set(results["synthetic-tiny"])
+    assert results["synthetic-tiny"]["num_valid"] == len(tiny.query)
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert results["synthetic-tiny"]["mAP"] == pytest.approx(last["mAP"], abs=1e-9)
+    with (run / "figures" / "ranklist_synthetic-tiny_worst.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {r["rank"] for r in rows} >= {"1", "2", "10"}
+    by_name = {str(s.path.relative_to(tiny.root)): s for s in (*tiny.query, *tiny.gallery)}
+    for row in rows:
+        query, match = by_name[row["query_path"]], by_name[row["path"]]
+        assert (row["right"] == "True") == (query.pid == match.pid)
+        assert (query.pid, query.camid) != (match.pid, match.camid)
+    # The same again: nothing is trained twice, and the numbers stand.
+    assert shell("reidlib.batch", "train", *QUICK, "-p", "run", "r", cwd=tmp_path).returncode == 0
+    again = json.loads((run / "result.json").read_text())["results"]
+    assert again["synthetic_b-tiny"] == results["synthetic_b-tiny"]
+
+
+def test_plain_papermill_works_from_anywhere(tiny, tmp_path: Path) -> None:
+    call = ["papermill", str(ROOT / "notebooks" / "train.ipynb"), "out.ipynb", *QUICK, "--no-progress-bar"]
+    done = shell(*call, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.ipynb").is_file()
+    assert (tmp_path / "runs" / "osnet_x0_25-synthetic-tiny" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("model", "osnet_x025"), "unknown model 'osnet_x025': did you mean 'osnet_x0_25'"),
+        (("dataset", "market1501"), "bounding_box_train, query, bounding_box_test; that folder does not exist"),
+        (("people", "400"), "lower `people`"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, tmp_path: Path, wrong: tuple[str, str], said: str) -> None:
+    done = shell("reidlib.batch", "train", *QUICK, "-p", *wrong, "-p", "run", "bad", cwd=tmp_path)
+    assert done.returncode == 1
+    (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert sentence.startswith("error: train.ipynb failed in cell ")
+    assert said in sentence
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "bad" / "model.safetensors").exists()
+    if wrong[0] != "people":
+        assert not (tmp_path / "runs" / "bad").exists()
