@@ -15,12 +15,21 @@ class Complexity(NamedTuple):
     macs: int
 
 
+class Call(NamedTuple):
+    """A module that ran, with the number of elements of its (first) input and output; 0 for what is no tensor."""
+
+    module: nn.Module
+    taken: int
+    given: int
+
+
 def complexity(model: nn.Module, *, counting: str = "exact") -> Complexity:
     """Count what one image costs in eval mode. The model is left as it was; ValueError for an unknown `counting`.
 
     counting="exact": every parameter of every module that runs, once; the multiply-adds of every convolution and matrix
-    product, attention included. "torchreid": as `compute_model_complexity` of KaiyangZhou/deep-person-reid prints them,
-    see `_torchreid`.
+    product, attention included. "total": the same multiply-adds, all parameters, with classifiers. "torchreid", "thop":
+    as `compute_model_complexity` of KaiyangZhou/deep-person-reid and `profile` of thop 0.1.1 print them.
+    A model on the meta device is counted without being computed.
     """
     if counting not in _COUNTINGS:
         raise ValueError(f"unknown counting {counting!r}: known are {', '.join(_COUNTINGS)}")
@@ -30,38 +39,64 @@ def complexity(model: nn.Module, *, counting: str = "exact") -> Complexity:
 def _exact(model: nn.Module) -> Complexity:
     with FlopCounterMode(display=False) as counter:
         calls = _calls(model)
-    params = {id(p): p.numel() for module, _ in calls for p in module.parameters(recurse=False)}
+    params = {id(p): p.numel() for call in calls for p in call.module.parameters(recurse=False)}
     return Complexity(sum(params.values()), counter.get_total_flops() // 2)
+
+
+def _total(model: nn.Module) -> Complexity:
+    return Complexity(sum(p.numel() for p in model.parameters()), _exact(model).macs)
 
 
 def _torchreid(model: nn.Module) -> Complexity:
     """Leaf modules only, once a call: what is called four times has its parameters counted four times (OSNet's gate).
     Multiply-adds of convolutions and linear layers, plus one an output for a bias.
     """
-    leaves = [(module, numel) for module, numel in _calls(model) if not any(module.children())]
-    params = sum(p.numel() for module, _ in leaves for p in module.parameters())
-    return Complexity(params, sum(numel * _macs_an_output(module) for module, numel in leaves))
+    leaves = [call for call in _calls(model) if not any(call.module.children())]
+    params = sum(p.numel() for call in leaves for p in call.module.parameters())
+    return Complexity(params, sum(call.given * _products(call.module, bias=True) for call in leaves))
 
 
-def _macs_an_output(module: nn.Module) -> int:
+_THOP_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)
+_THOP = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, *_THOP_NORMS)
+
+
+def _thop(model: nn.Module) -> Complexity:
+    """These layer types only, not even their subclasses: others have neither parameters nor cost. No biases; norms cost
+    four an element, average pools one an output, adaptive ones one an input more.
+    """
+    calls = [call for call in _calls(model) if type(call.module) in _THOP]
+    macs = 0
+    for module, taken, given in calls:
+        macs += given * _products(module, bias=False)
+        macs += 4 * taken * isinstance(module, _THOP_NORMS)
+        macs += given * isinstance(module, nn.AvgPool2d) + (taken + given) * isinstance(module, nn.AdaptiveAvgPool2d)
+    modules = {call.module for call in calls}
+    return Complexity(sum(p.numel() for module in modules for p in module.parameters(recurse=False)), macs)
+
+
+def _products(module: nn.Module, *, bias: bool) -> int:
+    """Multiply-adds an output value of a convolution or linear layer; 0 for others."""
     if isinstance(module, nn.Conv2d):
-        return module.in_channels // module.groups * prod(module.kernel_size) + (module.bias is not None)
-    if isinstance(module, nn.Linear):
-        return module.in_features + (module.bias is not None)
-    return 0
+        weights = module.in_channels // module.groups * prod(module.kernel_size)
+    elif isinstance(module, nn.Linear):
+        weights = module.in_features
+    else:
+        return 0
+    return weights + (bias and module.bias is not None)
 
 
-_COUNTINGS = {"exact": _exact, "torchreid": _torchreid}
+_COUNTINGS = {"exact": _exact, "total": _total, "torchreid": _torchreid, "thop": _thop}
 
 
-def _calls(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Run one black image in eval mode; (module, elements of its output) for every call of a module, in order."""
-    calls: list[tuple[nn.Module, int]] = []
+def _calls(model: nn.Module) -> list[Call]:
+    """Run one black image in eval mode; every call of a module, in order."""
+    calls: list[Call] = []
+
+    def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        calls.append(Call(module, *(v.numel() if isinstance(v, torch.Tensor) else 0 for v in (inputs[0], output))))
+
     modes = {module: module.training for module in model.modules()}
-    handles = [
-        module.register_forward_hook(lambda module, _, output: calls.append((module, _numel(output))))
-        for module in modes
-    ]
+    handles = [module.register_forward_hook(record) for module in modes]
     try:
         with torch.no_grad():
             model.eval()(model.pixel_mean.new_zeros(1, 3, *model.input_size))
@@ -71,7 +106,3 @@ def _calls(model: nn.Module) -> list[tuple[nn.Module, int]]:
         for module, mode in modes.items():
             module.training = mode
     return calls
-
-
-def _numel(output: object) -> int:
-    return output.numel() if isinstance(output, torch.Tensor) else 0  # what gives several maps is no leaf

@@ -71,9 +71,11 @@ class MidHead(Head):
 
 
 class MeanHead(Head):
-    """MLFN's: several maps, each pooled and embedded by a bare linear map, norm and ReLU; the feature is their mean."""
+    """MLFN's: a map, pooled, and the block's gates (B, channels, 1, 1), each embedded by a bare 1x1 convolution, norm and
+    ReLU; the feature is their mean.
+    """
 
-    def __init__(self, channels: tuple[int, ...], num_classes: int | None, *, embed: int) -> None:
+    def __init__(self, channels: tuple[int, int], num_classes: int | None, *, embed: int) -> None:
         super().__init__(embed, num_classes)
         self.embeddings = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, embed, 1, bias=False), nn.BatchNorm2d(embed), nn.ReLU(inplace=True))
@@ -81,9 +83,10 @@ class MeanHead(Head):
         )
         self.embeddings.apply(init_weights)
 
-    def feature(self, maps: tuple[Tensor, ...]) -> Tensor:
-        pairs = zip(self.embeddings, maps, strict=True)
-        return torch.stack([embed(self.pool(x)) for embed, x in pairs]).mean(dim=0).flatten(1)
+    def feature(self, maps: tuple[Tensor, Tensor]) -> Tensor:
+        x, gates = maps
+        of_map, of_gates = self.embeddings
+        return (of_map(self.pool(x)) + of_gates(gates)).flatten(1) / 2
 
 
 class ScoreHead(nn.Module):
