@@ -1,6 +1,6 @@
 # make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
 # make test   the whole set-up, then every test;  make test-all  the slow ones too
-# make lab    JupyterLab on the notebooks
+# make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3
 BIN    := .venv/bin
@@ -25,6 +25,12 @@ test-all: $(READY) lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The committed notebooks carry the outputs of their defaults: run this after changing one.
+notebooks: $(READY)
+	REID_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+	  --ExecutePreprocessor.record_timing=False $(addprefix notebooks/,train.ipynb test.ipynb ranklist.ipynb \
+	  gradcam.ipynb tsne.ipynb)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
