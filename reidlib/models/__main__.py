@@ -56,9 +56,8 @@ def card(model: ReIDModel) -> str:
         lines.append(f"  {key:<10} {type(part).__name__}, {count / 1e6:.2f} M parameters at {CLASSES} classes")
     for table, counting in dict.fromkeys((row.table, row.counting) for row in published(model.name) if row.params):
         rows = [row for row in published(model.name) if row.table == table]
-        lines.append(
-            f"published in {table}: {rows[0].params} M parameters{f', {rows[0].macs} G' if rows[0].macs else ''}"
-        )
+        printed = f"{rows[0].params} M parameters" + f", {rows[0].macs} G multiply-adds" * bool(rows[0].macs)
+        lines.append(f"published in {table}: {printed}")
         count = complexity(model, counting=counting)
         lines.append(f"  counted that way ({counting}) here: {count.params / 1e6:.3f} M, {count.macs / 1e9:.3f} G")
         lines += [f"  {note}" for note in dict.fromkeys(row.note for row in rows if row.note)]

@@ -71,8 +71,8 @@ class MidHead(Head):
 
 
 class MeanHead(Head):
-    """MLFN's: a map, pooled, and the block's gates (B, channels, 1, 1), each embedded by a bare 1x1 convolution, norm and
-    ReLU; the feature is their mean.
+    """MLFN's: a map, pooled, and the gates (B, channels, 1, 1), each embedded by a bare 1x1 convolution, norm and ReLU;
+    the feature is their mean.
     """
 
     def __init__(self, channels: tuple[int, int], num_classes: int | None, *, embed: int) -> None:
