@@ -244,6 +244,8 @@ def measure(space: Space | Given, gallery: Gallery, ids: Ids, pairs: Pairs, colu
         block = space.block(first, part, ids)
         mine = pairs.inside(block)
         mine = mine[pairs.kept[mine]]
+        person = ids.query_pids.to(space.device)[pairs.query[mine]]
+        mine = mine[person.argsort()]  # people one by one: their few rows stay in the processor's cache
         pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
 
 
@@ -349,11 +351,13 @@ def search(
                 mine = inside[(pairs.query[inside] >= tile.start) & (pairs.query[inside] < tile.stop)]
                 drop[pairs.query[mine] - start, pairs.item[mine] - first] = True
                 scores.masked_fill_(drop, -torch.inf)
-                floor, _ = space.bounds(found[tile, -1], everyone[tile], block)  # -inf while the list is not full
-                if k <= scores.shape[1]:
+                if found[tile, -1].isfinite().all():
+                    floor, _ = space.bounds(found[tile, -1], everyone[tile], block)
+                elif k <= scores.shape[1]:  # some list is not full yet: the k-th best of this tile bounds its end
                     kth = scores.nan_to_num(nan=-torch.inf).topk(k).values[:, -1].double()
-                    kth -= 2 * space.error(everyone[tile], block) + 2.0**-21 * kth.abs()
-                    floor = torch.maximum(floor, kth.float())
+                    floor = (kth - 2 * space.error(everyone[tile], block) - 2.0**-21 * kth.abs()).float()
+                else:
+                    floor = torch.full_like(lowest[tile], -torch.inf)
                 query, item = (~((scores < floor[:, None]) | drop)).nonzero(as_tuple=True)
                 exact = space.exact(query + start, item, block)
                 _merge(found[tile], indices[tile], query, item + first, exact)

@@ -182,6 +182,7 @@ class Space:
             self.device = torch.device("cpu")  # MPS has no float64
         self.rows, self.pids = _exact(rows, self.device), ids.query_pids.to(self.device)
         self.num_query, self.dim = rows.shape
+        self.tile = torch.empty(0, device=self.device)
         self.product_error = kernels.product_error(self.dim)
         if kernels.kind(self.device) == "triton":
             from reidlib.evaluation import fused
@@ -209,9 +210,12 @@ class Space:
         return Block(first, rows, norms, scale.float(), shift.float(), pids)
 
     def product(self, tile: slice, block: Block) -> Tensor:
-        """(len(tile), n) float32, in chunks whose error `kernels.product_error` bounds."""
+        """(len(tile), n) float32, in chunks whose error `kernels.product_error` bounds. The next call overwrites it."""
         q, g = self.scaled(tile), block.rows.float()
-        out = torch.mm(q[:, : kernels.CHUNK], g[:, : kernels.CHUNK].T)
+        if self.tile.numel() < len(q) * len(g):
+            self.tile = torch.empty(len(q) * len(g), device=self.device)
+        out = self.tile[: len(q) * len(g)].view(len(q), len(g))
+        torch.mm(q[:, : kernels.CHUNK], g[:, : kernels.CHUNK].T, out=out)
         for c in range(kernels.CHUNK, self.dim, kernels.CHUNK):
             out.addmm_(q[:, c : c + kernels.CHUNK], g[:, c : c + kernels.CHUNK].T)
         return out
@@ -285,9 +289,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def tile_sizes(space: Space | Given, block_size: int | None) -> tuple[int, int]:
-    """Rows of queries and of gallery in a tile; by default the scores take 8 MiB on a CPU, 128 MiB on a GPU."""
+    """Rows of queries and of gallery in a tile; by default the scores take 4 MiB on a CPU, 128 MiB on a GPU."""
     if block_size is None:
-        return {"numba": (512, 4096), "torch": (2048, 16384), "triton": (8192, 65536)}[kernels.kind(space.device)]
+        return {"numba": (1024, 1024), "torch": (2048, 16384), "triton": (8192, 65536)}[kernels.kind(space.device)]
     at_least_one(block_size=block_size)
     return block_size, block_size
 
