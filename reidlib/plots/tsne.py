@@ -45,17 +45,19 @@ def tsne_map(feats: Any, seed: int = 0, perplexity: float | None = None) -> np.n
 
 
 def _plane(points: Any, title: str, side: float, pad: float, right: float = 0.0) -> tuple[Figure, Axes, np.ndarray]:
-    """A bare square frame of `side` inches, and the points (N, 2) in inches on it, `pad` or more from its edge."""
+    """A bare frame of at most `side` inches that fits the points (N, 2), and these in inches, `pad` from its edge."""
     points = array(points, np.float64)
-    margin, top = 0.15, 0.4 if title else 0.15
-    width, height = side + 2 * margin + right, side + margin + top
-    figure = Figure(figsize=(width, height))
-    box = (margin / width, margin / height, side / width, side / height)
-    axes = figure.add_axes(box, xticks=[], yticks=[], title=title, xlim=(0, side), ylim=(0, side), autoscale_on=False)
-    axes.spines[:].set(visible=True, color="#CCCCCC")
     low, high = points.min(0), points.max(0)
     scale = (side - 2 * pad) / max((high - low).max(), 1e-12)  # one for both, as only distances mean something
-    return figure, axes, (points - (low + high) / 2) * scale + side / 2
+    plane = ((high - low) * scale + 2 * pad).clip(0.6 * side, side)
+    margin, top = 0.15, 0.4 if title else 0.15
+    width, height = plane[0] + 2 * margin + right, plane[1] + margin + top
+    figure = Figure(figsize=(width, height))
+    box = (margin / width, margin / height, *(plane / (width, height)))
+    axes = figure.add_axes(box, xticks=[], yticks=[], title=title, autoscale_on=False)
+    axes.set(xlim=(0, plane[0]), ylim=(0, plane[1]))
+    axes.spines[:].set(visible=True, color="#CCCCCC")
+    return figure, axes, (points - (low + high) / 2) * scale + plane / 2
 
 
 @styled
@@ -94,12 +96,13 @@ def tsne_pictures(
     side, box = 7.6, np.array([height / 2, height])
     edge = box / 2 + 0.04
     figure, axes, points = _plane(points, title, side, edge[1])
+    plane = np.array([axes.get_xlim()[1], axes.get_ylim()[1]])
     axes.scatter(*points.T, s=5, color=GREY, linewidths=0, zorder=2)
     steps = np.array(sorted(product(np.linspace(-1.15, 1.15, 9), repeat=2), key=lambda step: np.hypot(*step))) * box
     centres = np.empty((0, 2))
     for i in np.random.default_rng(seed).permutation(len(points)):
         places = points[i] + steps
-        free = ((edge <= places) & (places <= side - edge)).all(1)
+        free = ((edge <= places) & (places <= plane - edge)).all(1)
         free &= ~(np.abs(places[:, None] - centres) < 1.1 * box).all(2).any(1)
         if free.any():
             x, y = places[free.argmax()]

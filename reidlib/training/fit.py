@@ -152,6 +152,7 @@ def _train_epoch(
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
+            parts = parts if len(parts) > 1 else {}  # a single part is the loss itself
             parts |= {"loss": loss.detach(), "accuracy": (outputs.logits[0].argmax(1) == labels).float().mean()}
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value  # stays on the device: .item() would make a GPU wait
