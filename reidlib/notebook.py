@@ -13,7 +13,7 @@ from reidlib.data.datasets import ReIDDataset, Sample
 from reidlib.data.loaders import read_image
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features
-from reidlib.models import ReIDModel
+from reidlib.models import ReIDModel, complexity
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 CHOICES = ("worst", "best", "random", "chosen")
@@ -46,6 +46,15 @@ class LivePicture:
             self.shown = display(figure, display_id=True)
         else:
             self.shown.update(figure)
+
+
+def model_line(model: ReIDModel) -> str:
+    """What a model costs at test time, what it sees and what it gives."""
+    cost, (height, width) = complexity(model), model.input_size
+    return (
+        f"{model.name}: {cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G multiply-adds, "
+        f"{model.feature_dim} features from {height} × {width} pixels, {model.num_classes} people to tell apart"
+    )
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
