@@ -1,7 +1,9 @@
 """Loading weights: rename rules, wrappers, strictness, and files that are not what they seem."""
 
+import io
 import os
 import pickle
+import tarfile
 import zipfile
 from collections import OrderedDict
 
@@ -90,6 +92,18 @@ def test_an_embedding_is_never_taken_for_a_classifier(state, model):
     del state["fc.0.weight"]
     with pytest.raises(CheckpointError, match=r"network\.head\.embedding\.0\.weight is missing"):
         load_checkpoint(model, state)
+
+
+def test_scores_of_another_size_are_an_error_as_they_are_the_feature():
+    model = create_model("v2018_SqueezeNet", num_classes=7)
+    with pytest.raises(CheckpointError, match=r"head\.scores\.weight is \(9, 512, 1, 1\), \(7, 512, 1, 1\)"):
+        load_checkpoint(model, create_model("v2018_SqueezeNet", num_classes=9).state_dict())
+
+
+def test_networks_that_are_the_same_are_all_named():
+    hacnn = create_model("hacnn").state_dict()
+    with pytest.raises(CheckpointError, match=r"; it fits hacnn, v2018_HACNN$"):
+        load_checkpoint(create_model("osnet_x0_25"), hacnn)
 
 
 # Wrappers and types
@@ -278,9 +292,23 @@ def test_what_is_no_checkpoint_is_one_sentence(model, tmp_path, content, message
 
 def test_a_zip_that_is_no_checkpoint_is_one_sentence(model, tmp_path):
     with zipfile.ZipFile(tmp_path / "weights.zip", "w") as archive:
-        archive.writestr("readme.txt", "weights are elsewhere")
-    with pytest.raises(CheckpointError, match=r"weights\.zip cannot be read as weights"):
+        archive.writestr("resnet50/model.pth.tar-60", "weights")
+    with pytest.raises(CheckpointError, match=r"is a zip archive of resnet50/model\.pth\.tar-60: unpack it"):
         load_checkpoint(model, tmp_path / "weights.zip")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_oldest_torch_format_a_tar_with_pickles_is_refused_and_nothing_runs(model, tmp_path, form):
+    path, sprung = tmp_path / "model.pth.tar", tmp_path / "sprung"
+    with tarfile.open(path, "w", format=form) as archive:
+        for name in ("storages", "tensors", "pickle"):
+            content = pickle.dumps(Trap(sprung), protocol=2)
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(CheckpointError, match=r"model\.pth\.tar is a tar archive: .*torch before 0\.1\.10"):
+        load_checkpoint(model, path)
+    assert not sprung.exists()
 
 
 def test_a_missing_file_is_said(model, tmp_path):

@@ -260,8 +260,13 @@ def _read(path: Path) -> object:
     try:
         if head[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
             return load_file(path)
-        if head[:2] == b"PK" and not zipfile.is_zipfile(path):  # its table of contents comes last
-            raise CheckpointError(f"{path} is cut off ({path.stat().st_size:,} bytes); download it again")
+        if head[:2] == b"PK":
+            _check_zip(path)
+        if head[257:262] == b"ustar":
+            raise CheckpointError(
+                f"{path} is a tar archive: unpack it and load what is in it; or, if torch before 0.1.10 wrote it, save "
+                "it again with a torch of that time, as reading it would run code"
+            )
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch doubts `encoding`, which Python-2 files need
             return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
@@ -276,3 +281,13 @@ def _read(path: Path) -> object:
             ) from None
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path} cannot be read as weights ({reason}); is it whole, and a state dict?") from error
+
+
+def _check_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):  # its table of contents comes last
+        raise CheckpointError(f"{path} is cut off ({path.stat().st_size:,} bytes); download it again")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        inside = _listed(names, 3) or "nothing"
+        raise CheckpointError(f"{path} is a zip archive of {inside}: unpack it and load the weights in it")
