@@ -1,4 +1,27 @@
-"""Drawn people before drawn cameras, written as a data set, so that everything runs with no download."""
+"""Drawn people before drawn cameras, written as a data set, so that everything runs with no download.
+
+`synthetic` and `synthetic_b` are two settings: other wardrobes, other cameras, other scenes. Each comes in four sizes
+(people and pictures of train, queries, gallery with its distractors and junk, cameras; `synthetic`, seed 0):
+
+    size    train people, images   test people, query, gallery (distractors, junk)   cameras
+    tiny         12      90              8      20       52 (   8,    4)                3
+    small        96    1440             50     160      900 ( 200,   60)                4
+    medium      300    6710            200     911     4694 ( 800,  250)                6
+    large       750   20130            750    3381    20705 (2800, 1000)                6
+
+How hard it is: Rank-1 / mAP in percent on `small` at 128 x 64, seed 0, cosine distance. The histogram is HSV, 8 x 8 x 8,
+square roots; untrained and trained are osnet_x0_25, trained from fresh weights for 24 epochs by cross entropy with
+label smoothing 0.1 in 8 x 4 batches, random flip and crop, Adam, peak rate 2e-3; one run each. Medium and large have
+not been measured.
+
+    tested on                      synthetic      synthetic_b
+    histogram                      2.5 /  2.4      0.0 /  1.4
+    histogram, six stripes         3.1 /  2.7      0.7 /  1.7
+    untrained                      2.5 /  2.1      0.7 /  1.6
+    trained on synthetic          66.2 / 54.3     21.1 / 13.0
+    trained on synthetic_b        27.5 / 17.2     49.0 / 37.6
+    synthetic, 12 epochs only     43.1 / 35.1      4.8 /  5.4
+"""
 
 import json
 import shutil
