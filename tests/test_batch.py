@@ -10,7 +10,9 @@ from reidlib import batch
 from reidlib.runs import Run
 
 
-def write(folder: Path, name: str, *cells: str, parameters: str = '# Parameters\nrun: str = ""  # run folder\n') -> None:
+def write(
+    folder: Path, name: str, *cells: str, parameters: str = '# Parameters\nrun: str = ""  # run folder\n'
+) -> None:
     book = nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     )
