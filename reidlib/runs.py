@@ -36,6 +36,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._new: tuple[dict[str, Any], str] | None = None  # what `create` was given, until `begin`
 
     def __repr__(self) -> str:
         return f"Run({self.path.name})"
@@ -55,10 +56,10 @@ class Run:
 
     @classmethod
     def create(cls, run: str, params: dict[str, Any], *, resume: str = "auto") -> "Run":
-        """The folder for a new run, with its params.json and environment.json.
+        """A run to be trained, with the parameters that its params.json will hold; `begin` makes the folder.
 
-        `resume="auto"` goes on with what is there, `"restart"` removes a former run of that name first, `"never"`
-        raises FileExistsError where there is one. Nothing that is not a run is ever removed.
+        `resume="auto"` goes on with what is there, `"restart"` lets `begin` remove a former run of that name, `"never"`
+        raises FileExistsError where there is one, as anything does that stands there and is not a run.
         """
         if resume not in RESUME:
             raise unknown_name("value of resume", resume, RESUME)
@@ -68,11 +69,19 @@ class Run:
             raise FileExistsError(f"{self.path} exists and is not a run folder: choose another `run`")
         if is_run and resume == "never":
             raise FileExistsError(f"the run {self.name} exists already: choose another `run`, or resume='auto'")
-        if is_run and resume == "restart":
-            shutil.rmtree(self.path)
-        if not (self.path / "last.pt").exists():
-            self.write_json("params.json", params)
-            self.write_json("environment.json", environment() | {"seed": params.get("seed")})
+        self._new = params, resume
+        return self
+
+    def begin(self) -> "Run":
+        """Make the folder that `create` promised: called when everything that can fail early has not failed."""
+        if self._new:
+            params, resume = self._new
+            if resume == "restart" and self.path.exists():
+                shutil.rmtree(self.path)
+            if not (self.path / "last.pt").exists():
+                self.write_json("params.json", params)
+                self.write_json("environment.json", environment() | {"seed": params.get("seed")})
+        self._new = None
         return self
 
     @classmethod

@@ -30,7 +30,7 @@ def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(
         folder,
         "make",
-        "from reidlib.runs import Run\nr = Run.create(run, {'epochs': epochs, 'names': names, 'code': code})",
+        "from reidlib.runs import Run\nr = Run.create(run, {'epochs': epochs, 'names': names, 'code': code}).begin()",
         "r.add_result('toy', {'mAP': lr, 'rank1': 0.5, 'untrained': {'mAP': 0.01}})",
         parameters=(
             'run: str = ""  # run folder\nepochs: int = 3  # passes\nlr: float = 0.1  # rate\n'

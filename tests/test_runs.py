@@ -87,15 +87,19 @@ def test_names_and_paths_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_create_resume_restart_never() -> None:
     run = Run.create("r", {"epochs": 3, "seed": 7})
+    assert not run.path.exists()  # nothing is written before it begins
+    run.begin()
     assert run.params == {"epochs": 3, "seed": 7}
     assert run.read_json("environment.json")["seed"] == 7
     (run.path / "last.pt").write_text("state")
-    assert Run.create("r", {"epochs": 4}).params["epochs"] == 3  # the first run's parameters stand
+    assert Run.create("r", {"epochs": 4}).begin().params["epochs"] == 3  # the first run's parameters stand
     with pytest.raises(FileExistsError, match="exists already"):
         Run.create("r", {}, resume="never")
     with pytest.raises(ValueError, match="did you mean 'restart'"):
         Run.create("r", {}, resume="re-start")
-    assert Run.create("r", {"epochs": 5}, resume="restart").params == {"epochs": 5}
+    new = Run.create("r", {"epochs": 5}, resume="restart")
+    assert (run.path / "last.pt").exists()  # the old run stands until the new one begins
+    assert new.begin().params == {"epochs": 5}
     assert not (run.path / "last.pt").exists()
 
 

@@ -63,7 +63,7 @@ def fit(
     splits = [eval_loader(s, model.input_size, workers=workers) for s in (dataset.query, dataset.gallery)]
     augment = build_augmentation(recipe.augment)
     stamp = _stamp(model, dataset, recipe, accelerator.num_processes)
-    checkpoint = run.path / "last.pt"
+    checkpoint = run.begin().path / "last.pt"
     state = _load_checkpoint(checkpoint, stamp)
 
     model.to(memory_format=torch.channels_last)  # convolutions are half as fast again, on CPUs and in bfloat16
