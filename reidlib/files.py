@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PART = ".part-"
+
+
+def clear_parts(folder: str | Path) -> None:
+    """Remove what a killed process had begun in `folder` and never renamed. Only for a folder with one writer."""
+    for part in Path(folder).glob(f".*{_PART}*"):
+        part.unlink()
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
@@ -18,7 +26,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PART}", suffix=path.suffix)
     os.close(handle)
     part = Path(name)
     try:
@@ -40,7 +48,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder that does not exist yet. If another process made it meanwhile, that one is kept."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PART}"))
     try:
         yield part
         part.chmod(0o755)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from reidlib.data.paths import REPOSITORY, runs_root
 from reidlib.errors import unknown_name
-from reidlib.files import whole_file
+from reidlib.files import clear_parts, whole_file
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be looked at without it
     import torch
@@ -81,7 +81,8 @@ class Run:
             if not (self.path / "last.pt").exists():
                 self.write_json("params.json", params)
                 self.write_json("environment.json", environment() | {"seed": params.get("seed")})
-        self._new = None
+            clear_parts(self.path)
+            self._new = None
         return self
 
     @classmethod
