@@ -337,3 +337,28 @@ def test_products_stay_within_their_bound(dim):
         low, high = space.bounds(space.exact(query, item, block), query, block)
         assert (low <= scores.flatten()).all()
         assert (scores.flatten() <= high).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what the highest memory was")
+def test_memory_stays_bounded():
+    """A gallery of half a million beside 300 queries: far less than one number a pair (1.1 GiB)."""
+    run = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert float(run.stdout) < 256
+
+
+BOUNDED = """
+import re, torch
+from pathlib import Path
+from reidlib.evaluation import evaluate_ranking
+torch.set_num_threads(1)
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+q, g = torch.randn(300, 8), torch.randn(500_000, 8)
+ids = [torch.randint(n, (len(x),)) for n in (5000, 6) for x in (q, g)]
+evaluate_ranking(q, g[:999], ids[0], ids[1][:999], ids[2], ids[3][:999])
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+evaluate_ranking(q, g, *ids)
+print(status("VmHWM") - before)
+"""

@@ -47,7 +47,7 @@ def _tally(
             count = tl.sum(surely.to(tl.int32), 1)
             tl.atomic_add(above + row * slots + slot, count, in_row & (count > 0))
             maybe = maybe & (surely == 0)
-            if tl.sum(maybe.to(tl.int32)) > 0:
+            if (tl.sum(maybe.to(tl.int32)) > 0) & (tl.load(used) <= capacity):  # a full list is not used at all
                 place = tl.atomic_add(used + tl.zeros((BM, BN), tl.int32), 1, maybe)
                 fits = maybe & (place < capacity)
                 tl.store(doubtful + place, row[:, None] + tl.zeros((BM, BN), tl.int32), fits)
@@ -65,7 +65,7 @@ def tally(
     """
     above = torch.zeros(low.shape, dtype=torch.int32, device=q.device)
     doubtful = torch.empty(3, CAPACITY, dtype=torch.int32, device=q.device)
-    used = torch.zeros(1, dtype=torch.int32, device=q.device)
+    used = torch.zeros(1, dtype=torch.int64, device=q.device)
     grid = (triton.cdiv(len(q), 64), triton.cdiv(len(g), 128))
     _tally[grid](
         q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,

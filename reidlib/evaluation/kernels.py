@@ -162,12 +162,15 @@ def count(
                 row[pair_g[p] - first_g] = -np.inf
         fresh = True
         for p in pairs:
+            low, high, above, maybe = lo[p], hi[p], np.int32(0), np.int32(0)
             if not kept[p]:
                 continue
-            low, high, above, maybe = lo[p], hi[p], np.int32(0), np.int32(0)
+            for j in range(len(row)):
+                maybe = np.int32(maybe + np.int32(not row[j] < low))  # so that NaN counts as doubtful
+            if maybe == 0:
+                continue
             for j in range(len(row)):
                 above = np.int32(above + np.int32(row[j] > high))
-                maybe = np.int32(maybe + np.int32(not row[j] < low))  # so that NaN counts as doubtful
             ahead[p] += above
             if above == maybe:
                 continue

@@ -263,6 +263,8 @@ def _count(space: Space | Given, tile: slice, block: Block, pairs: Pairs, low: T
     # A table (queries, most right matches of one) of places in `pairs`, -1 where a query has fewer.
     own = torch.arange(int(pairs.ptr[tile.start]), int(pairs.ptr[tile.stop]), device=space.device)
     right = own[pairs.kept[own]]
+    if not len(right):
+        return None
     query = pairs.query[right] - tile.start
     size = torch.bincount(query, minlength=tile.stop - tile.start)
     slot = torch.arange(len(right), device=space.device) - (size.cumsum(0) - size)[query]
@@ -325,43 +327,68 @@ def search(
     block_size: int | None = None,
     same_camera: bool = False,
     progress: bool = False,
+    mutual: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k first kept items of every query: indices (Q, k) int64, exact distances (Q, k) float64, both on the CPU.
 
-    And the lowest score of each, (Q,) float32. A block's candidates are the items that may be nearer than the k-th best
-    so far, by the error bound; only these are decided exactly.
+    And the lowest score of each, (Q,) float32. `mutual`: queries and gallery are the same rows, so that each tile's
+    product serves twice.
     """
     rows, columns = tile_sizes(space, block_size)
-    device = space.device
-    pairs = Pairs.of(ids, same_camera, device)
-    indices = torch.full((space.num_query, k), -1, device=device)
-    found = torch.full((space.num_query, k), torch.inf, dtype=torch.float64, device=device)
-    lowest = torch.full((space.num_query,), torch.inf, device=device)
-    everyone = torch.arange(space.num_query, device=device)
-    with full_precision(device):
+    rows, columns = (min(rows, columns),) * 2 if mutual else (rows, columns)
+    lists = _Lists(space, k, Pairs.of(ids, same_camera, space.device))
+    seen = []
+    with full_precision(space.device):
         for first, part in blocks(gallery, columns, ids, progress):
             block = space.block(first, part, ids)
-            inside = pairs.inside(block)
-            inside = inside[~pairs.kept[inside]]
-            for start in range(0, space.num_query, rows):
+            for start in range(0, min(first + len(part), space.num_query) if mutual else space.num_query, rows):
                 tile = slice(start, min(start + rows, space.num_query))
-                scores = space.product(tile, block).mul_(block.scale).sub_(block.shift)
-                lowest[tile] = torch.minimum(lowest[tile], scores.amin(1))
-                drop = (block.pids == JUNK).expand(scores.shape).clone()
-                mine = inside[(pairs.query[inside] >= tile.start) & (pairs.query[inside] < tile.stop)]
-                drop[pairs.query[mine] - start, pairs.item[mine] - first] = True
-                scores.masked_fill_(drop, -torch.inf)
-                if found[tile, -1].isfinite().all():
-                    floor, _ = space.bounds(found[tile, -1], everyone[tile], block)
-                elif k <= scores.shape[1]:  # some list is not full yet: the k-th best of this tile bounds its end
-                    kth = scores.nan_to_num(nan=-torch.inf).topk(k).values[:, -1].double()
-                    floor = (kth - 2 * space.error(everyone[tile], block) - 2.0**-21 * kth.abs()).float()
-                else:
-                    floor = torch.full_like(lowest[tile], -torch.inf)
-                query, item = (~((scores < floor[:, None]) | drop)).nonzero(as_tuple=True)
-                exact = space.exact(query + start, item, block)
-                _merge(found[tile], indices[tile], query, item + first, exact)
-    return indices.cpu(), found.cpu(), lowest.cpu()
+                product = space.product(tile, block)
+                if mutual and start != first:
+                    own = slice(first, first + len(part))
+                    ratio = (space.power[own, None] / space.power[tile]).float()  # powers of two: exact
+                    lists.update(own, seen[start // rows], (product.T * ratio).contiguous())
+                lists.update(tile, block, product)
+            seen += [block] if mutual else []
+    return lists.indices.cpu(), lists.distances.cpu(), lists.lowest.cpu()
+
+
+class _Lists:
+    """The best k of every query so far.
+
+    Candidates of a tile are the items that may be nearer than the k-th best so far, by the error bound; only these are
+    decided exactly.
+    """
+
+    def __init__(self, space: Space, k: int, pairs: Pairs) -> None:
+        size, device = (space.num_query, k), space.device
+        self.space, self.pairs, self.k = space, pairs, k
+        self.indices = torch.full(size, -1, device=device)
+        self.distances = torch.full(size, torch.inf, dtype=torch.float64, device=device)
+        self.lowest = torch.full(size[:1], torch.inf, device=device)
+        self.everyone = torch.arange(size[0], device=device)
+
+    def update(self, tile: slice, block: Block, product: Tensor) -> None:
+        space, pairs, everyone, last = self.space, self.pairs, self.everyone[tile], self.distances[tile, -1]
+        scores = product.mul_(block.scale).sub_(block.shift)
+        self.lowest[tile] = torch.minimum(self.lowest[tile], scores.amin(1))
+        drop = (block.pids == JUNK).expand(scores.shape).clone()
+        mine = torch.arange(int(pairs.ptr[tile.start]), int(pairs.ptr[tile.stop]), device=space.device)
+        item = pairs.item[mine] - block.first
+        gone = ~pairs.kept[mine] & (item >= 0) & (item < len(block.rows))
+        drop[pairs.query[mine][gone] - tile.start, item[gone]] = True
+        scores.masked_fill_(drop, -torch.inf)
+        if last.isfinite().all():
+            floor, _ = space.bounds(last, everyone, block)
+        elif self.k <= scores.shape[1]:  # some list is not full yet: the k-th best of this tile bounds its end
+            kth = scores.nan_to_num(nan=-torch.inf).topk(self.k).values[:, -1].double()
+            floor = (kth - 2 * space.error(everyone, block) - 2.0**-21 * kth.abs()).float()
+        else:
+            floor = torch.full_like(self.lowest[tile], -torch.inf)
+        query, item = (~((scores < floor[:, None]) | drop)).nonzero(as_tuple=True)
+        if len(query):
+            exact = space.exact(query + tile.start, item, block)
+            _merge(self.distances[tile], self.indices[tile], query, item + block.first, exact)
 
 
 def _merge(found: Tensor, indices: Tensor, query: Tensor, item: Tensor, exact: Tensor) -> None:

@@ -55,7 +55,7 @@ def rerank(
     feats, num_query = _together(query_feats, gallery_feats)
     space, ids = _space(normalize(feats.float()) if metric == "cosine" else feats, "euclidean", device)
     count, power = len(feats), 2 if square_twice else 1
-    near, _, lowest = search(space, space.rows, min(max(k1 + 1, k2), count), ids, block_size, True, progress)
+    near, _, lowest = search(space, space.rows, min(max(k1 + 1, k2), count), ids, block_size, True, progress, True)
     near = near.numpy()
     everyone = torch.arange(count, device=space.device)
     far = _squared(space, lowest.to(space.device)[:, None], everyone)[:, 0].cpu().numpy()
@@ -107,7 +107,7 @@ def expand_features(
     for _ in range(times):
         space, ids = _space(feats, "cosine", options.get("device"))
         near, distance, _ = search(
-            space, feats, min(k, len(feats)), ids, options.get("block_size"), True, options.get("progress", False)
+            space, feats, min(k, len(feats)), ids, options.get("block_size"), True, options.get("progress", False), True
         )
         similarity = 1 - distance
         weight = (similarity if float(alpha).is_integer() else similarity.clamp(min=0)).pow(alpha)

@@ -254,7 +254,7 @@ class Given:
 
     def __init__(self, matrix: Tensor) -> None:
         self.device = torch.device("cpu")
-        self.num_query = len(matrix)
+        self.num_query = self.dim = len(matrix)
         self.rows = torch.empty(self.num_query, 1)  # the kernels take no features here
         self.norms = torch.ones(self.num_query, dtype=torch.float64)
 
@@ -289,9 +289,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def tile_sizes(space: Space | Given, block_size: int | None) -> tuple[int, int]:
-    """Rows of queries and of gallery in a tile; by default the scores take 4 MiB on a CPU, 128 MiB on a GPU."""
+    """Rows of queries and of gallery in a tile: by default 8 MiB of gallery on a CPU, 128 MiB of scores on a GPU."""
     if block_size is None:
-        return {"numba": (1024, 1024), "torch": (2048, 16384), "triton": (8192, 65536)}[kernels.kind(space.device)]
+        on_cpu = (1024, min(8192, max(64, (1 << 21) // space.dim)))
+        return {"numba": on_cpu, "torch": (2048, 16384), "triton": (4096, 32768)}[kernels.kind(space.device)]
     at_least_one(block_size=block_size)
     return block_size, block_size
 
