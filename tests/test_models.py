@@ -2,6 +2,7 @@
 
 import copy
 import random
+import shutil
 import socket
 from dataclasses import replace
 from functools import cache, partial
@@ -272,6 +273,15 @@ def test_it_compiles_to_one_graph(loaded, images):
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(images), model(images))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler behind torch.compile is missing")
+def test_it_compiles_to_machine_code(images):
+    torch.compiler.reset()
+    model = create_model("shufflenet").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model)(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 # Training
