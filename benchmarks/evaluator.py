@@ -8,6 +8,8 @@ long; their time is then scaled up, and so said. Memory is the highest resident 
 """
 
 import argparse
+import ctypes
+import gc
 import platform
 import re
 import time
@@ -142,6 +144,8 @@ def measure(work: Callable[..., object], *args: object, device: str, threads: in
     seconds, memory = [], []
     for _ in range(repeats):
         if device == "cpu":
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it cannot hide what is taken
             Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
             before = _status("VmRSS")
         else:
