@@ -254,4 +254,4 @@ def permutation_test(
     draws = (rng.choice((-1.0, 1.0), len(difference)) @ difference / len(difference) for _ in range(samples))
     # A hair's breadth of room, so that draws equal but for rounding count as equal.
     extreme = sum(abs(draw) >= abs(observed) - 1e-12 for draw in draws)
-    return float(observed), (1 + extreme) / (1 + samples)
+    return float(observed), float((1 + extreme) / (1 + samples))
