@@ -256,7 +256,9 @@ def test_fused_kernel_compiles_for_hopper():
     signature = dict(zip(fused._tally.arg_names, [*kinds, *["constexpr"] * 4], strict=True))
     aligned = {(i,): [["tt.divisibility", 16]] for i in [*range(11), 13]}
     source = ASTSource(fused._tally, signature, constexprs=sizes, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True}
+    )
     assert "wgmma" in compiled.asm["ptx"]  # the product runs on the tensor cores
     assert len(compiled.asm["cubin"]) > 1000
 

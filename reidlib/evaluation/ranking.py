@@ -224,13 +224,15 @@ def _evaluate(
     if not pairs.kept.any():
         raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
     with agreed(group), full_precision(space.device):
-        measure(space, gallery, ids, pairs, columns)
+        norms = measure(space, gallery, ids, pairs, columns)
     if group is not None:
         dist.all_reduce(pairs.exact, group=group)  # every entry is 0 but on one process
     with agreed(group), full_precision(space.device):
+        low = high = None
         for first, part in blocks(gallery, columns, ids, progress):
-            block = space.block(first, part, ids)
-            low, high = space.bounds(pairs.exact, pairs.query, block)
+            block = space.block(first, part, ids, norms.get(first))
+            if low is None or not space.cosine:  # cosine: the same for all blocks
+                low, high = space.bounds(pairs.exact, pairs.query, block)
             for start in range(0, space.num_query, rows):
                 _count(space, slice(start, min(start + rows, space.num_query)), block, pairs, low, high)
     if group is not None:
@@ -238,15 +240,19 @@ def _evaluate(
     return _result(pairs, max_rank)
 
 
-def measure(space: Space | Given, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> None:
-    """Fill in `pairs.exact` for the right matches among the rows of `gallery`."""
+def measure(space: Space | Given, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> dict[int, Tensor]:
+    """Fill in `pairs.exact` for the right matches among the rows of `gallery`; give each block's norms."""
+    norms = {}
     for first, part in blocks(gallery, columns, ids):
         block = space.block(first, part, ids)
+        if ids.rows <= 1 << 22:  # a longer gallery keeps its memory fixed
+            norms[first] = block.norms
         mine = pairs.inside(block)
         mine = mine[pairs.kept[mine]]
         person = ids.query_pids.to(space.device)[pairs.query[mine]]
         mine = mine[person.argsort()]  # people one by one: their few rows stay in the processor's cache
         pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
+    return norms
 
 
 def _count(space: Space | Given, tile: slice, block: Block, pairs: Pairs, low: Tensor, high: Tensor) -> None:

@@ -193,13 +193,14 @@ class Space:
         self.norms = self.norms.clamp(min=1e-12) if self.cosine else self.norms
         self.power = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest.clamp(min=1e-12)).exponent)
 
-    def block(self, first: int, rows: Tensor, ids: Ids) -> Block:
+    def block(self, first: int, rows: Tensor, ids: Ids, norms: Tensor | None = None) -> Block:
+        """`norms` spares the work where an earlier block of the same rows has them."""
         if rows.shape[1] != self.dim:
             raise ValueError(f"query_feats has {self.dim} dimensions, gallery_feats has {rows.shape[1]}")
         rows = _exact(rows, self.device)
-        norms = _norms(rows, first, "gallery_feats")
+        norms = _norms(rows, first, "gallery_feats") if norms is None else norms
         if self.cosine:
-            norms.clamp_(min=1e-12)
+            norms = norms.clamp(min=1e-12)
             scale = torch.where(norms < 1e37, 1 / norms, torch.nan)  # NaN: float32 cannot tell, so decided exactly
             shift = torch.zeros_like(norms)
         else:
@@ -258,7 +259,7 @@ class Given:
         self.rows = torch.empty(self.num_query, 1)  # the kernels take no features here
         self.norms = torch.ones(self.num_query, dtype=torch.float64)
 
-    def block(self, first: int, rows: Tensor, ids: Ids) -> Block:
+    def block(self, first: int, rows: Tensor, ids: Ids, norms: Tensor | None = None) -> Block:
         rows = _exact(rows, self.device)  # (n, Q): some columns of the matrix
         if not (good := rows.isfinite().all(0)).all():
             raise ValueError(f"distances has a NaN or infinite value in row {int((~good).nonzero()[0])}")
