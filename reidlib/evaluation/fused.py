@@ -69,7 +69,8 @@ def tally(
     grid = (triton.cdiv(len(q), 64), triton.cdiv(len(g), 128))
     _tally[grid](
         q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,
-        len(q), len(g), q.shape[1], low.shape[1], CAPACITY, BM=64, BN=128, BK=32, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True,
+        len(q), len(g), q.shape[1], low.shape[1], CAPACITY,
+        BM=64, BN=128, BK=32, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
     if (count := int(used)) > CAPACITY:
         return None
