@@ -29,27 +29,41 @@ def data_paths_file() -> Path:
     return next((file for file in near if file.is_file()), REPOSITORY / FILE_NAME)
 
 
-def data_path(name: str) -> tuple[Path, str]:
-    """The folder of data set `name`, and where that is written (file, line), for error messages.
+def data_names() -> dict[str, object]:
+    """What the data_paths.yaml that holds here says: name → folder or file, as written.
 
-    Raises ValueError for a name that the file does not have, and for a file that is not YAML of `name: folder`.
+    Raises FileNotFoundError for a file that cannot be read, ValueError for one that is not YAML of `name: folder`.
     """
     file = data_paths_file()
     try:
-        text = file.read_text(encoding="utf-8")
+        paths = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise FileNotFoundError(f"cannot read {file}: copy data_paths.yaml from the repository there") from error
-    try:
-        paths = yaml.safe_load(text) or {}
-        folder = paths.get(name) if isinstance(paths, dict) else ...
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(folder, str):
-        if name in paths or folder is ...:
-            raise ValueError(f"{file}: expected lines of the form `name: folder`, found {folder!r} for {name!r}")
+    if not isinstance(paths, dict):
+        raise ValueError(f"{file}: expected lines of the form `name: folder`, found {paths!r}")
+    return paths
+
+
+def data_path(name: str) -> tuple[Path, str]:
+    """The folder of data set `name`, and where that is written (file, line), for error messages.
+
+    Raises what `data_names` raises, and ValueError for a name that the file does not have.
+    """
+    file, paths = data_paths_file(), data_names()
+    if name not in paths:
         raise unknown_name(f"data set in {file}", name, paths)
-    lines = (i for i, line in enumerate(text.splitlines(), 1) if line.split(":")[0].strip("\"' ") == name)
-    return (file.parent / Path(folder).expanduser()).resolve(), f"{file}, line {next(lines, '?')}"
+    if not isinstance(paths[name], str):
+        raise ValueError(f"{file}: expected lines of the form `name: folder`, found {paths[name]!r} for {name!r}")
+    text = file.read_text(encoding="utf-8").splitlines()
+    lines = (i for i, line in enumerate(text, 1) if line.split(":")[0].strip("\"' ") == name)
+    return (file.parent / Path(paths[name]).expanduser()).resolve(), f"{file}, line {next(lines, '?')}"
+
+
+def packs_root() -> Path:
+    """The folder of packed data sets; made when the first is."""
+    return data_paths_file().parent / "data" / "packed"
 
 
 def runs_root() -> Path:
