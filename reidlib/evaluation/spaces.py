@@ -290,7 +290,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def tile_sizes(space: Space | Given, block_size: int | None) -> tuple[int, int]:
-    """Rows of queries and of gallery in a tile: by default 8 MiB of gallery on a CPU, up to 512 MiB of scores on a GPU."""
+    """Rows of queries and of gallery in a tile: by default 8 MiB of gallery on a CPU, 512 MiB of scores on a GPU."""
     if block_size is None:
         on_cpu = (1024, min(8192, max(64, (1 << 21) // space.dim)))
         return {"numba": on_cpu, "torch": (2048, 16384), "triton": (4096, 32768)}[kernels.kind(space.device)]
