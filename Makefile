@@ -34,11 +34,10 @@ lint: $(READY)
 # The committed notebooks carry the outputs of their defaults: run this after changing one.
 notebooks: $(READY)
 	REID_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
-	  --ExecutePreprocessor.record_timing=False $(addprefix notebooks/,train.ipynb test.ipynb ranklist.ipynb \
-	  gradcam.ipynb tsne.ipynb)
+	  --ExecutePreprocessor.record_timing=False notebooks/train.ipynb $(filter-out notebooks/train.ipynb,$(wildcard notebooks/*.ipynb))
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 setup: $(READY)
 
