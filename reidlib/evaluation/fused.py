@@ -1,7 +1,7 @@
 """The tile of ranking.py on a GPU in one Triton kernel: product, scores, comparison, count; no distance is ever stored.
 
 Each program takes 64 queries x 128 gallery items. Products are three TF32 products a term, added in float32 in chunks
-(`kernels.product_error` with ROUNDING and STEP bounds them). Written to memory: counts, and a list of doubtful items.
+(`kernels.product_error` with BOUND bounds them). Written to memory: counts, and a list of doubtful items.
 """
 
 import torch
@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reidlib.evaluation.kernels import CHUNK
-
-ROUNDING = 2.0**-21  # of a factor as the sum of two TF32 numbers, with the product of both small parts left out
-STEP = 3 * 2.0**-23  # three additions a term, cut instead of rounded
+CHUNK = 128
+# A factor is the sum of two TF32 numbers, the product of both small parts left out; three additions a term, cut instead
+# of rounded.
+BOUND = {"rounding": 2.0**-21, "step": 3 * 2.0**-23, "chunk": CHUNK}
 CAPACITY = 1 << 22  # doubtful items of one tile; more are left to the plain way
 
 

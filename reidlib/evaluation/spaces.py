@@ -164,8 +164,8 @@ class Block:
 class Space:
     """Queries under a metric on a device: scores of a tile, how far they can be off, exact distances of chosen pairs.
 
-    Cosine: score = s q·g / |g|, s a power of two with s |q| in [1/2, 1). Euclidean: score = s (q·g - |g|^2 / 2), s one
-    power of two for all. Scaling by s is exact and keeps products of any finite features in range.
+    Cosine: score = s q·g / |g|; euclidean: score = s (q·g - |g|^2 / 2). s is 1 for features of ordinary size, otherwise
+    a power of two with s |q| in [1/2, 1) (one for all queries if euclidean): exact, and it keeps products in range.
     """
 
     given = False
@@ -187,11 +187,14 @@ class Space:
         if kernels.kind(self.device) == "triton":
             from reidlib.evaluation import fused
 
-            self.product_error = kernels.product_error(self.dim, fused.ROUNDING, fused.STEP)
+            self.product_error = kernels.product_error(self.dim, **fused.BOUND)
         self.norms = _norms(self.rows, 0, "query_feats")
         largest = self.norms if self.cosine else self.norms.max().expand(self.num_query)
         self.norms = self.norms.clamp(min=1e-12) if self.cosine else self.norms
-        self.power = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest.clamp(min=1e-12)).exponent)
+        self.power = torch.ones_like(largest)
+        self.plain = self.rows.dtype == torch.float32 and bool((self.norms > 1e-15).all() and (self.norms < 1e15).all())
+        if not self.plain:
+            self.power = torch.ldexp(self.power, -torch.frexp(largest.clamp(min=1e-12)).exponent)
 
     def block(self, first: int, rows: Tensor, ids: Ids, norms: Tensor | None = None) -> Block:
         """`norms` spares the work where an earlier block of the same rows has them."""
@@ -201,7 +204,7 @@ class Space:
         norms = _norms(rows, first, "gallery_feats") if norms is None else norms
         if self.cosine:
             norms = norms.clamp(min=1e-12)
-            scale = torch.where(norms < 1e37, 1 / norms, torch.nan)  # NaN: float32 cannot tell, so decided exactly
+            scale = torch.where(norms < 1e22, 1 / norms, torch.nan)  # NaN: float32 cannot tell, so decided exactly
             shift = torch.zeros_like(norms)
         else:
             scale = torch.ones_like(norms)
@@ -222,7 +225,7 @@ class Space:
         return out
 
     def scaled(self, tile: slice) -> Tensor:
-        return (self.rows[tile] * self.power[tile, None].to(self.rows.dtype)).float()
+        return self.rows[tile] if self.plain else (self.rows[tile] * self.power[tile, None].to(self.rows.dtype)).float()
 
     def score(self, distances: Tensor, query: Tensor) -> Tensor:
         """The float64 scores that exact distances stand for."""
@@ -232,9 +235,10 @@ class Space:
     def error(self, query: Tensor, block: Block) -> Tensor:
         """How far a float32 score of `block` can be from the exact one, relative errors of at most 2^-22 left out."""
         product, slack = self.product_error, self.dim * 2.0**-50  # of screening; of exact distances
+        norm, power = self.norms[query], self.power[query]
         if self.cosine:
-            return torch.full_like(self.power[query], product + slack)
-        norm, power, far = self.norms[query], self.power[query], block.norms.max()
+            return (product + slack) * norm * power
+        far = block.norms.max()
         of_products = product * norm * far + 2.0**-22 * far.square()
         return power * (of_products + slack * (norm + far).square()) + self.dim * 2.0**-125  # underflow
 
