@@ -1,22 +1,21 @@
 """From files to batches: uint8 images (B, 3, H, W), resized and not normalised (the model does that itself).
 
-Pictures are decoded by Pillow, several at a time (it lets go of the interpreter meanwhile). A set that fits into
-`cache_gib` is decoded once and kept: on small sets decoding would otherwise take as long as the network.
+Pictures are decoded several at a time. A set that fits into `cache_gib` is decoded once and kept: on small sets
+decoding would otherwise take as long as the network. A set that was packed is read from its pack.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
-from reidlib.data.datasets import ReIDDataset, Sample
+from reidlib.data.images import read_image, unreadable_images
+from reidlib.data.packing import find_pack
 from reidlib.data.samplers import PKSampler, ShuffledSampler
+from reidlib.data.samples import ReIDDataset, Sample
 
 CACHE_GIB = 2.0
 
@@ -28,47 +27,6 @@ class Batch(NamedTuple):
     pids: Tensor
     camids: Tensor
     indices: Tensor
-
-
-def read_image(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """Decode `path` to RGB uint8 (3, H, W), resized to `size` (height, width) by bilinear interpolation.
-
-    Raises OSError with the path for a file that is empty, cut off or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            # draft() lets the JPEG decoder itself shrink pictures far larger than needed
-            image.draft("RGB", (size[1], size[0]))
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"cannot read image {path}: {_why(path, error)}") from error
-    if image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) → (3, H, W)
-
-
-def _why(path: str | Path, error: Exception) -> str:
-    path = Path(path)
-    if not path.exists():
-        return "the file does not exist"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    return " ".join(str(error).split()).replace(repr(str(path)), "it")
-
-
-def unreadable_images(samples: Sequence[Sample]) -> list[tuple[Path, str]]:
-    """The samples whose file cannot be opened as a picture, each with the reason. Reads headers only, in threads."""
-
-    def check(sample: Sample) -> tuple[Path, str] | None:
-        try:
-            with Image.open(sample.path) as image:
-                image.verify()
-        except Exception as error:  # Pillow's plugins raise anything on broken headers
-            return sample.path, _why(sample.path, error)
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        return [bad for bad in pool.map(check, samples) if bad]
 
 
 class ImageSet(Dataset[Batch]):
@@ -87,13 +45,17 @@ class ImageSet(Dataset[Batch]):
         self.camids = torch.tensor([s.camid for s in samples], dtype=torch.int64)
         self.fits = len(samples) * 3 * size[0] * size[1] <= cache_gib * 2**30
         self._cache: Tensor | None = None
+        self.pack = find_pack(samples, self.size)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def preload(self) -> "ImageSet":
-        """Decode everything now if it fits. Raises OSError that counts and names the pictures that cannot be read."""
+        """Read everything now if it fits. Raises OSError that counts and names the pictures that cannot be read."""
         if not self.fits or self._cache is not None:
+            return self
+        if self.pack:
+            self._cache = self.pack.read(range(len(self)))
             return self
         cache = torch.empty(len(self), 3, *self.size, dtype=torch.uint8)
         bad: list[str] = []
@@ -114,6 +76,8 @@ class ImageSet(Dataset[Batch]):
         at = torch.as_tensor(indices, dtype=torch.int64)
         if self._cache is not None:
             images = self._cache[at]
+        elif self.pack:
+            images = self.pack.read(indices)
         else:
             images = torch.stack([read_image(self.samples[i].path, self.size) for i in at.tolist()])
         return Batch(images, self.pids[at], self.camids[at], at)
@@ -165,7 +129,7 @@ def train_loader(
         sampler = PKSampler(samples.pids.tolist(), people, images, **place)
     else:
         sampler = ShuffledSampler(len(samples), people * images, **place)
-    if not samples.fits:  # better now than in the middle of an epoch
+    if not samples.fits and not samples.pack:  # better now than in the middle of an epoch
         _raise_for_bad([f"cannot read image {path}: {why}" for path, why in unreadable_images(dataset.train)], samples)
     return _loader(samples.preload(), sampler, workers)
 

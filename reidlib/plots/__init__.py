@@ -11,6 +11,7 @@ _ROOMS = {
     "curves": ("training_curves", "cmc_curves", "ap_histogram", "camera_pair_heatmap"),
     "cam": ("feature_cam", "similarity_cam"),
     "tsne": ("tsne_map", "tsne_figure", "tsne_pictures"),
+    "passport": ("picture_counts", "picture_sizes", "pair_sheet", "score_matrix"),
 }
 _PUBLIC = {name: f"reidlib.plots.{room}" for room, names in _ROOMS.items() for name in names}
 
