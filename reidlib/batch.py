@@ -101,9 +101,10 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
             )
         except PapermillExecutionError as error:
             kept = _keep(executed, run, f"{name}.failed.ipynb")
-            first = next((line for line in error.source.splitlines() if line.strip()), "")
+            code = (line.strip() for line in error.source.splitlines() if line.strip() and line.strip()[0] != "#")
+            first = next(code, "")
             raise NotebookFailed(
-                f"{name}.ipynb failed in cell {error.exec_count} (`{first.strip()}`): "
+                f"{name}.ipynb failed in cell {error.exec_count} (`{first}`): "
                 f"{error.ename}: {_plain(error.evalue)}{kept}"
             ) from error
         except DeadKernelError as error:

@@ -37,7 +37,7 @@ def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             'names: list = ["a"]  # some\ncode: str = "1"  # text\nfast: bool = False  # or slow\n'
         ),
     )
-    write(folder, "look", "print('seen')", "assert not fail, 'this is wrong'", parameters=(
+    write(folder, "look", "print('seen')", "# first a word\nassert not fail, 'this is wrong'", parameters=(
         'run: str = ""  # run folder\nfail: bool = False  # whether to\n'
     ))  # fmt: skip
     return folder
@@ -110,7 +110,7 @@ def test_a_failing_cell_is_named_and_the_exit_code_is_not_zero(notebooks: Path, 
     assert batch.main(["make", "look", "-p", "run", "r", "-p", "fail", "true"]) == 1
     err = capsys.readouterr().err
     assert "look.ipynb failed in cell" in err
-    assert "assert not fail" in err
+    assert "(`assert not fail, 'this is wrong'`)" in err
     assert "AssertionError: this is wrong" in err
     assert "\x1b" not in err
     folder = Run.folder("r") / "notebooks"
