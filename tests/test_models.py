@@ -64,9 +64,15 @@ def counted(loaded):
     return cache(lambda counting="exact": complexity(loaded[0], counting=counting))
 
 
+def small(model):
+    """A size that is quick to compute and large enough for the model."""
+    return SMALL if model.network.min_size <= min(SMALL) else (160, 80)
+
+
 @pytest.fixture
-def images():
-    return torch.randint(0, 256, (2, 3, *SMALL), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+def images(loaded):
+    size = small(loaded[0])
+    return torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 def slow_but(quick):
@@ -135,10 +141,11 @@ def test_the_published_layout_loads_strictly(name, dataset):
         model = build(name, dataset)
     for source in (state, {"state_dict": parallel, "epoch": 60, "optimizer": {}}):
         report = load_checkpoint(model, source)
-        assert report.kept == ()
-        assert set(report.dropped) <= set(fixture["unused"])
-        assert report.matched + len(report.dropped) + len(fixture["aliases"]) == len(state)
-        assert report.matched == len(model.state_dict())
+        assert all("classifier" in key for key in report.kept)
+        assert report.kept == () or not any("classifier" in key for key in state)  # TransReID's files have none
+        assert set(report.dropped) <= {*fixture["unused"], *fixture["aliases"].values()}
+        assert report.matched + len(report.dropped) == len(state)
+        assert report.matched + len(report.kept) == len(model.state_dict())
 
 
 def test_a_classifier_of_another_size_is_dropped_and_named(name):
@@ -201,7 +208,7 @@ def test_the_feature_of_class_scores_needs_classes():
 def test_the_feature_reaches_the_parameters_that_upstream_reaches(loaded, counted, images):
     model, fixture = loaded
     feats = model(images, camids_of(fixture))
-    parameters = list(model.parameters())
+    parameters = [p.requires_grad_() for p in model.parameters()]  # necks' shifts too
     grads = torch.autograd.grad(feats.sum(), parameters, allow_unused=True)
     reached = sum(p.numel() for p, grad in zip(parameters, grads, strict=True) if grad is not None)
     assert reached == fixture["params_reached"] == counted().params
@@ -277,9 +284,9 @@ def test_it_compiles_to_one_graph(loaded, images):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler behind torch.compile is missing")
-def test_it_compiles_to_machine_code(images):
+def test_it_compiles_to_machine_code():
     torch.compiler.reset()
-    model = create_model("shufflenet").eval()
+    model, images = create_model("shufflenet").eval(), torch.rand(2, 3, *SMALL)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model)(images), model(images), rtol=1e-4, atol=1e-5)
 
@@ -290,7 +297,7 @@ def test_it_compiles_to_machine_code(images):
 def test_training_lowers_the_loss_and_reaches_what_the_feature_reaches(name):
     torch.manual_seed(0)
     model = create_model(name, num_classes=4, num_cameras=2).train()
-    images = torch.rand(4, 3, *SMALL)
+    images = torch.rand(4, 3, *small(model))
     pids, camids = torch.arange(4), torch.tensor([0, 1, 0, 1])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     losses = []
@@ -330,6 +337,7 @@ def test_another_input_size_is_recorded():
 @pytest.mark.parametrize("size", [(32, 32), (101, 67)])
 def test_other_input_sizes_work(loaded, size):
     model, fixture = loaded
+    size = [max(side, model.network.min_size) for side in size]
     with torch.no_grad():
         feats = model(torch.rand(2, 3, *size), camids_of(fixture))
     assert feats.shape == (2, model.feature_dim)

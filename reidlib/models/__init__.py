@@ -45,7 +45,7 @@ def create_model(
 
     `name`: one of `list_models()`, or an older spelling of it (`zoo.ALIASES`). `num_classes`: identities in training;
     None or 0 for a model that only gives features. `num_cameras`: for the models that embed the camera. `input_size`:
-    (height, width) other than the published one, 32 pixels or more each.
+    (height, width) other than the published one, 32 pixels or more each (75 for the Inception networks).
     ValueError for an unknown name (with the nearest ones) or impossible sizes.
     """
     name = ALIASES.get(name, name)
@@ -57,9 +57,13 @@ def create_model(
     spec = MODELS[name]
     size = spec.input_size if input_size is None else input_size
     sides = size if isinstance(size, Sequence) and len(size) == 2 else ()
-    if not sides or not all(isinstance(side, int) and side >= 32 for side in sides):
-        raise ValueError(f"input_size is (height, width), 32 or more, such as {spec.input_size}; got {input_size!r}")
-    return _build(name, spec, Sizes(num_classes or None, num_cameras or None, tuple(size)))
+    least = 32
+    if sides and all(isinstance(side, int) and side >= least for side in sides):
+        model = _build(name, spec, Sizes(num_classes or None, num_cameras or None, tuple(size)))
+        least = model.network.min_size
+        if min(sides) >= least:
+            return model
+    raise ValueError(f"input_size is (height, width), {least} or more, such as {spec.input_size}; got {input_size!r}")
 
 
 def _build(name: str, spec: Model, sizes: Sizes) -> ReIDModel:

@@ -33,6 +33,11 @@ class Network(nn.Module):
     def cam_layer(self) -> nn.Module:
         return getattr(self.backbone, "cam_layer", self.backbone)
 
+    @property
+    def min_size(self) -> int:
+        """The smallest side of an image that the trunk takes, in pixels."""
+        return getattr(self.backbone, "min_size", 32)
+
     def cam_map(self, activation: Tensor) -> Tensor:
         """The output of `cam_layer` as a map (B, C, h, w); a convolutional trunk's output is one already."""
         return activation
@@ -136,9 +141,9 @@ class ReIDModel(nn.Module):
             raise ValueError(
                 f"{self.name} takes RGB images of shape (B, 3, H, W), got {shape}: permute or unsqueeze them"
             )
-        if min(images.shape[2:]) < 32:
-            height, width = images.shape[2:]
-            raise ValueError(f"{self.name} takes images of 32 x 32 or more, got {height} x {width}: enlarge them")
+        if min(images.shape[2:]) < (least := self.network.min_size):
+            size = "{} x {}".format(*images.shape[2:])
+            raise ValueError(f"{self.name} takes images of {least} x {least} or more, got {size}: enlarge them")
         if images.dtype == torch.uint8:
             images = images.to(self.pixel_mean.dtype) / 255
         elif not images.is_floating_point():

@@ -38,10 +38,10 @@ Rules = tuple[tuple[str, str | Drop], ...]
 # OSNet: plain and IBN files name a block's four streams conv2a to conv2d, and the first has no index; AIN files have
 # conv2.<stream>.layers, and keep the transitions beside the stages.
 _OSNET: Rules = (
-    (r"\.conv2a\.", ".streams.0.0."),
-    (r"\.conv2b\.", ".streams.1."),
-    (r"\.conv2c\.", ".streams.2."),
-    (r"\.conv2d\.", ".streams.3."),
+    (r"(?<=conv\d\.\d)\.conv2a\.", ".streams.0.0."),
+    (r"(?<=conv\d\.\d)\.conv2b\.", ".streams.1."),
+    (r"(?<=conv\d\.\d)\.conv2c\.", ".streams.2."),
+    (r"(?<=conv\d\.\d)\.conv2d\.", ".streams.3."),
     (r"\.conv2\.(\d)\.layers\.", r".streams.\1."),
     (r"\bpool([23])\.", r"conv\1.2."),
 )
@@ -63,6 +63,22 @@ _TORCHREID: Rules = (
     *_OSNET,
     (r"^", "network."),
 )
+
+_IMAGENET = (r"^base\.(?:fc|head)\.(?:weight|bias)$", Drop("the library's ImageNet classifier"))
+
+# reid-strong-baseline, and what was built on it.
+_STRONG: Rules = (
+    _IMAGENET,
+    (r"^base\.NL_(\d)\.(\d)\.", r"backbone.layer\1.non_local\2."),  # AGW
+    (r"^base\.", "backbone."),
+    (r"^global_pool\.", "head.pool."),
+    (r"^bottleneck\.", "head.neck."),
+    (r"^classifier\.", "head.classifier."),
+    (r"^", "network."),
+)
+
+# MGN's heads, in the order of the feature: whole maps, then stripes.
+_MGN_HEADS = ("b1", "b2", "b3", "b21", "b22", "b31", "b32", "b33")
 
 # Applied in order, each to the result of the one before.
 RENAMES: dict[str, Rules] = {
@@ -87,6 +103,24 @@ RENAMES: dict[str, Rules] = {
         (r"\.expand\.conv", ".conv"),  # SqueezeNet
         (r"^conv10\.", "head.scores."),
         *_TORCHREID,
+    ),
+    "reid-strong-baseline": _STRONG,
+    "AGW": _STRONG,
+    "fast-reid": (
+        (r"^backbone\.NL_(\d)\.(\d)\.", r"backbone.layer\1.non_local\2."),
+        (r"\.se\.fc\.0\.", ".se.fc1."),
+        (r"\.se\.fc\.2\.", ".se.fc2."),
+        *((rf"^{head}_head\.", f"heads.{number}.") for number, head in enumerate(_MGN_HEADS)),
+        (r"^backbone\.(\d+)\.", r"backbone.common.\1."),  # MGN
+        (r"^(b\d)\.", r"backbone.branches.\1."),
+        (r"^heads\.(?!\d)", "head."),
+        (r"^(heads?(?:\.\d)?)\.weight$", r"\1.classifier.weight"),
+        (r"^(heads?(?:\.\d)?)\.pool_layer\.", r"\1.pool."),
+        (r"^head\.bottleneck\.0\.", "head.neck."),
+        (r"^(heads\.\d)\.bottleneck\.0\.", r"\1.embedding."),
+        (r"^(heads\.\d)\.bottleneck\.1\.", r"\1.neck."),
+        *_OSNET,
+        (r"^", "network."),
     ),
 }
 
@@ -171,20 +205,25 @@ def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str
             dropped[key] = target.reason
         elif target in origin:
             problems.append(f"{key} and {origin[target]} are both {target}")
-        elif shape == (expected := own.get(target)):
+        elif target in own and _plain(shape) == _plain(own[target]):
             origin[target] = key
         elif _CLASSIFIER.search(target):
-            dropped[key] = f"classifier {shape}, {expected or 'none'} in the model"
+            dropped[key] = f"classifier {shape}, {own.get(target, 'none')} in the model"
         else:
             problems.append(
-                f"{key} is not in the model" if expected is None else f"{key} is {shape}, {expected} in the model"
+                f"{key} is {shape}, {own[target]} in the model" if target in own else f"{key} is not in the model"
             )
     left = [key for key in own if key not in origin]
     kept = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
     problems += [f"{key} is missing" for key in sorted(set(left) - set(kept) - set(targets.values()))]
     renamed = sum(target != key for target, key in origin.items())
     report = Report(layout.name, len(origin), renamed, dropped, kept)
-    return Match(report, {target: state[key] for target, key in origin.items()}, problems)
+    return Match(report, {target: state[key].reshape(own[target]) for target, key in origin.items()}, problems)
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A linear layer on channels is a 1x1 convolution, and its weight the same numbers: their shapes count as equal."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def lead(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:

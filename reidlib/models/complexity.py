@@ -1,5 +1,7 @@
 """Parameters and multiply-adds of a model at test time, counted exactly or as published tables counted them."""
 
+import re
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -28,7 +30,8 @@ def complexity(model: nn.Module, *, counting: str = "exact") -> Complexity:
 
     counting="exact": every parameter of every module that runs, once; the multiply-adds of every convolution and matrix
     product, attention included. "total": the same multiply-adds, all parameters, with classifiers. "torchreid", "thop":
-    as `compute_model_complexity` of KaiyangZhou/deep-person-reid and `profile` of thop 0.1.1 print them.
+    as `compute_model_complexity` of KaiyangZhou/deep-person-reid and `profile` of thop 0.1.1 print them;
+    "thop-fastreid", "thop-abd", "thop-apnet": as the latter prints them for these projects' code.
     A model on the meta device is counted without being computed.
     """
     if counting not in _COUNTINGS:
@@ -57,21 +60,44 @@ def _torchreid(model: nn.Module) -> Complexity:
 
 
 _THOP_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)
-_THOP = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.AdaptiveAvgPool2d, *_THOP_NORMS)
+_THOP = {"Conv2d", "Linear", "AvgPool2d", "AdaptiveAvgPool2d", *(norm.__name__ for norm in _THOP_NORMS)}
+# FastReID's batch norms and the average pool of its head are classes of its own; its Inceptions come from a timm older
+# than 0.9, whose norms were torch's.
+_THOP_FASTREID = _THOP - {"BatchNorm1d", "BatchNorm2d"} | {"BatchNormAct2d"}
 
 
-def _thop(model: nn.Module) -> Complexity:
-    """These layer types only, not even their subclasses: others have neither parameters nor cost. No biases; norms cost
-    four an element, average pools one an output, adaptive ones one an input more.
+def _thop(
+    model: nn.Module,
+    *,
+    known: set[str] = _THOP,
+    but: str = "$^",
+    twice: str = "$^",
+    classifiers: bool = False,
+) -> Complexity:
+    """Layers of the `known` classes only: others have neither parameters nor cost. No biases; norms cost four an
+    element, average pools one an output, adaptive ones one an input more.
+
+    What differs by project: layers whose name matches `but` are left out; of those that match `twice`, registered twice
+    there, parameters count twice and costs four times; `classifiers` are called there in eval mode too.
     """
-    calls = [call for call in _calls(model) if type(call.module) in _THOP]
+    names = {module: name for name, module in model.named_modules()}
+    calls = _calls(model)
+    if classifiers:
+        scores = (module for name, module in names.items() if re.search(r"classifiers?(\.\d)?$", name))
+        calls += [
+            Call(module, module.in_features, module.out_features) for module in scores if hasattr(module, "weight")
+        ]
+    calls = [call for call in calls if type(call.module).__name__ in known and not re.search(but, names[call.module])]
     macs = 0
     for module, taken, given in calls:
-        macs += given * _products(module, bias=False)
-        macs += 4 * taken * isinstance(module, _THOP_NORMS)
-        macs += given * isinstance(module, nn.AvgPool2d) + (taken + given) * isinstance(module, nn.AdaptiveAvgPool2d)
-    modules = {call.module for call in calls}
-    return Complexity(sum(p.numel() for module in modules for p in module.parameters(recurse=False)), macs)
+        cost = given * _products(module, bias=False) + 4 * taken * isinstance(module, _THOP_NORMS)
+        cost += given * isinstance(module, nn.AvgPool2d) + (taken + given) * isinstance(module, nn.AdaptiveAvgPool2d)
+        macs += cost * (4 if re.search(twice, names[module]) else 1)
+    params = 0
+    for module in {call.module for call in calls}:
+        count = sum(p.numel() for p in module.parameters(recurse=False))
+        params += count * (2 if re.search(twice, names[module]) else 1)
+    return Complexity(params, macs)
 
 
 def _products(module: nn.Module, *, bias: bool) -> int:
@@ -85,7 +111,15 @@ def _products(module: nn.Module, *, bias: bool) -> int:
     return weights + (bias and module.bias is not None)
 
 
-_COUNTINGS = {"exact": _exact, "total": _total, "torchreid": _torchreid, "thop": _thop}
+_COUNTINGS = {
+    "exact": _exact,
+    "total": _total,
+    "torchreid": _torchreid,
+    "thop": _thop,
+    "thop-fastreid": partial(_thop, known=_THOP_FASTREID, but=r"head\.pool$"),
+    "thop-abd": partial(_thop, classifiers=True),
+    "thop-apnet": partial(_thop, twice=r"backbone\.(conv1|bn1|layer\d)\b"),
+}
 
 
 def _calls(model: nn.Module) -> list[Call]:

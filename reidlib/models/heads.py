@@ -1,12 +1,13 @@
 """Heads: from a trunk's map to the feature that is ranked by, and to class scores in training."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidlib.models.layers import init_weights
+from reidlib.models.layers import GeM, init_weights
 
 
 class Outputs(NamedTuple):
@@ -19,35 +20,82 @@ class Outputs(NamedTuple):
     embeddings: list[Tensor]
 
 
+class CosineLinear(nn.Linear):
+    """Scores are the cosines between the embedding and each class's weight, times `scale`.
+
+    FastReID trains its "sbs" models with circle softmax (Sun et al.: "Circle Loss", CVPR 2020, arXiv 2002.10857). This
+    is the part of it without labels; the margin belongs to the loss.
+    """
+
+    scale = 64.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
+_POOLS = {
+    "avg": partial(nn.AdaptiveAvgPool2d, 1),
+    "gem": GeM,
+    "gem3": partial(GeM, trainable=False),  # p stays 3, and is in no file
+    "none": nn.Identity,  # for what is a vector already
+}
+
+
 class Head(nn.Module):
-    """Average pooling, an optional embedding (linear, batch norm, ReLU), a linear classifier.
+    """Pooling, an optional embedding, an optional neck, a classifier.
 
     A map (B, channels, h, w) becomes the feature (B, feature_dim) in eval mode, `Outputs` in training mode.
-    `num_classes` None or 0 leaves the classifier out; `embed` is the embedding's width, None for none; `dropout` is the
-    share of the feature that training drops.
+    `num_classes` None or 0 leaves the classifier out. `pool`: "avg", "gem" with a learned exponent, "gem3" with 3, or
+    "none". `embed` is the width of an embedding by linear layer, batch norm and ReLU, `reduce` of one by linear layer
+    alone; `dropout` the share of it that training drops. `neck="bn"` is the batch norm before the classifier of Luo et
+    al. ("Bag of Tricks", CVPR workshops 2019, arXiv 1903.07071): its shift stays zero and the classifier has no bias.
+    `feats` is what is ranked by and `metric_feats` what metric losses see, each "before" or "after" the neck.
+    `classifier`: "linear" or "cosine".
     """
 
     def __init__(
-        self, channels: int, num_classes: int | None, *, embed: int | None = None, dropout: float = 0.0
+        self,
+        channels: int,
+        num_classes: int | None,
+        *,
+        pool: str = "avg",
+        embed: int | None = None,
+        reduce: int | None = None,
+        dropout: float = 0.0,
+        neck: str | None = None,
+        feats: str = "after",
+        metric_feats: str = "before",
+        classifier: str = "linear",
     ) -> None:
         super().__init__()
-        self.feature_dim = embed or channels
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.feature_dim = embed or reduce or channels
+        self.pool = _POOLS[pool]()
         self.embedding = _embedding(channels, embed) if embed else None
+        if reduce:
+            self.embedding = nn.Linear(channels, reduce, bias=False)
         self.dropout = nn.Dropout(dropout) if dropout else None
-        self.classifier = nn.Linear(self.feature_dim, num_classes) if num_classes else None
+        self.neck = nn.BatchNorm1d(self.feature_dim) if neck == "bn" else None
+        self.feats, self.metric_feats = feats, metric_feats
+        linear = CosineLinear if classifier == "cosine" else nn.Linear
+        self.classifier = linear(self.feature_dim, num_classes, bias=self.neck is None) if num_classes else None
         self.apply(init_weights)
+        if self.neck is not None:
+            self.neck.bias.requires_grad_(False)
 
     def feature(self, x: Tensor) -> Tensor:
         x = self.pool(x).flatten(1)  # (B, channels)
         return x if self.embedding is None else self.embedding(x)
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
-        x = self.feature(x)
+        before = self.feature(x)
+        if not self.training and self.feats == "before":
+            return before
+        after = before if self.neck is None else self.neck(before)
         if not self.training:
-            return x
-        x = x if self.dropout is None else self.dropout(x)
-        return Outputs([] if self.classifier is None else [self.classifier(x)], [x])
+            return after
+        after = after if self.dropout is None else self.dropout(after)
+        logits = [] if self.classifier is None else [self.classifier(after)]
+        return Outputs(logits, [before if self.neck is not None and self.metric_feats == "before" else after])
 
 
 class MidHead(Head):

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _NORMS = {
     "bn": nn.BatchNorm2d,
@@ -37,6 +39,133 @@ class ConvNorm(nn.Module):
         x = self.conv(x)
         x = x if self.bn is None else self.bn(x)
         return x if self.act is None else self.act(x)
+
+
+class IBN(nn.Module):
+    """IBN-a: instance norm for the first half of the channels, batch norm for the rest.
+
+    Pan, Luo, Shi, Tang: "Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net", ECCV 2018,
+    arXiv 1807.09441.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.half = channels // 2
+        self.IN = nn.InstanceNorm2d(self.half, affine=True)
+        self.BN = nn.BatchNorm2d(channels - self.half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], dim=1)
+
+
+class SE(nn.Module):
+    """Squeeze and excitation: each channel of each image weighed in (0, 1), through `hidden` channels.
+
+    Hu, Shen, Sun: "Squeeze-and-Excitation Networks", CVPR 2018, arXiv 1709.01507.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.relu(self.fc1(self.pool(x)))).sigmoid()
+
+
+class SplitAttention(nn.Module):
+    """The channels' two halves, weighed against each other: a softmax over the two for each pair of channels.
+
+    ResNeSt's attention (Zhang et al., arXiv 2004.08955) as APNet has it: the weighed halves are concatenated, not
+    summed, and no convolution comes before.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 4, 32)
+        self.fc1 = nn.Conv2d(channels // 2, hidden, 1)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.unflatten(1, (2, -1))  # (B, 2, C/2, h, w)
+        weights = F.adaptive_avg_pool2d(halves.sum(1), 1)
+        weights = self.fc2(F.relu(self.bn1(self.fc1(weights)))).unflatten(1, (2, -1)).softmax(1)
+        return (halves * weights).flatten(1, 2)
+
+
+class NonLocal(nn.Module):
+    """Every place takes from all others, by affinity; added to the input, and nothing at first.
+
+    Wang, Girshick, Gupta, He: "Non-local Neural Networks", CVPR 2018, arXiv 1711.07971. The affinity is a dot product
+    divided by the number of places, without softmax. AGW's code, and FastReID's after it, makes the inner width one
+    channel, not half of `channels` as the paper; their published weights have it so.
+    """
+
+    def __init__(self, channels: int, hidden: int = 1) -> None:
+        super().__init__()
+        self.g, self.theta, self.phi = (nn.Conv2d(channels, hidden, 1) for _ in range(3))
+        self.W = nn.Sequential(nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels))
+        nn.init.zeros_(self.W[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, theta, phi = (conv(x).flatten(2) for conv in (self.g, self.theta, self.phi))  # (B, hidden, h * w)
+        y = (g / g.shape[2]) @ phi.transpose(1, 2) @ theta  # from the left: no product of all places with all
+        return x + self.W(y.unflatten(2, x.shape[2:]))
+
+
+class ChannelSelfAttention(nn.Module):
+    """Each channel takes from the others, most from those *unlike* it; times a learned `gamma`, added to the input.
+
+    Fu et al.: "Dual Attention Network for Scene Segmentation", CVPR 2019, arXiv 1809.02983.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2)  # (B, C, h * w)
+        energy = y @ y.transpose(1, 2)
+        # The softmax of the row's maximum minus the energy, as in DANet's code: low energies weigh most.
+        attention = (energy.amax(2, keepdim=True) - energy).softmax(2)
+        return self.gamma * (attention @ y).view_as(x) + x
+
+
+class PositionSelfAttention(nn.Module):
+    """Each place takes from the others, most from those like it; times a learned `gamma`, added to the input. DANet."""
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        self.query_conv, self.key_conv = (nn.Conv2d(channels, channels // reduction, 1) for _ in range(2))
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        attention = (query.transpose(1, 2) @ key).softmax(2)  # (B, h * w, h * w)
+        return self.gamma * (value @ attention.transpose(1, 2)).view_as(x) + x
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling, (B, C, h, w) to (B, C, 1, 1): p = 1 is the average, p to infinity the maximum.
+
+    Radenovic, Tolias, Chum: "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, arXiv 1711.02512.
+    """
+
+    def __init__(self, *, trainable: bool = True) -> None:
+        super().__init__()
+        p = torch.full((1,), 3.0)
+        if trainable:
+            self.p = nn.Parameter(p)
+        else:
+            self.register_buffer("p", p, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # a third power overflows half precision
+        return F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(self.p), 1).pow(1 / self.p)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -17,12 +17,15 @@ from reidlib.models.backbones import (
     BypassSqueezeNet,
     DenseNet,
     MobileNetV2,
+    MobileNetV3,
     NASNetMobile,
     OSNet,
+    ResNeSt,
     ResNet,
     SENet,
     ShuffleNet,
     SqueezeNet,
+    timm_trunk,
 )
 from reidlib.models.heads import Head, MeanHead, MidHead, ScoreHead
 
@@ -95,6 +98,62 @@ MODELS |= {
 
 # The same networks, trained again by HWliiu/pytorch-reid-models.
 MODELS |= {f"{name}_dpr": MODELS[name] for name in ("mlfn", "osnet_x1_0", "osnet_ibn_x1_0", "osnet_ain_x1_0")}
+
+# BoT, a strong baseline: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", CVPR
+# workshops 2019, arXiv 1903.07071. Reference: michuanhaohao/reid-strong-baseline.
+_bot = partial(Model, head=partial(Head, neck="bn"), family="reid-strong-baseline")
+MODELS |= {
+    "resnet50_bot": _bot(partial(ResNet, last_stride=1, stem_relu=False)),
+    "resnet50_ibn_a_bot": _bot(partial(ResNet, last_stride=1, ibn="a")),
+    "se_resnet50_bot": _bot(partial(SENet, "legacy_seresnet50", last_stride=1)),
+    "se_resnext50_bot": _bot(partial(SENet, "legacy_seresnext50_32x4d", last_stride=1)),
+    "senet154_bot": _bot(partial(SENet, "legacy_senet154", last_stride=1)),
+}
+
+# AGW: Ye et al., "Deep Learning for Person Re-Identification: A Survey and Outlook", TPAMI 2021, arXiv 2001.04193.
+# Reference: mangye16/ReID-Survey.
+MODELS["resnet50_agw"] = Model(
+    partial(ResNet, last_stride=1, stem_relu=False, non_local=(0, 2, 3, 0)),
+    partial(Head, pool="gem", neck="bn"),
+    family="AGW",
+)
+
+# FastReID: He et al., "FastReID: A Pytorch Toolbox for General Instance Re-identification", ACM MM 2023,
+# arXiv 2006.02631. Reference: JDAI-CV/fast-reid. Its four recipes differ in the head, its two ResNets with attention in
+# the trunk; ResNeSt ignores both IBN and non-local blocks.
+_R50 = partial(ResNet, last_stride=1, stem_pool="ceil")
+_R50_IBN = partial(_R50, ibn="a")
+_R101_IBN = partial(_R50_IBN, 101)
+_NL50, _NL101 = {"non_local": (0, 2, 3, 0)}, {"non_local": (0, 2, 9, 0)}
+_BAGTRICKS = partial(Head, neck="bn")
+_AGW = partial(Head, pool="gem3", neck="bn")
+_SBS = partial(Head, pool="gem", neck="bn", metric_feats="after", classifier="cosine")
+_fastreid = partial(Model, family="fast-reid")
+MODELS |= {
+    "bagtricks_R50_fastreid": _fastreid(_R50, _BAGTRICKS),
+    "bagtricks_R50_ibn_fastreid": _fastreid(_R50_IBN, _BAGTRICKS),
+    "bagtricks_R101_ibn_fastreid": _fastreid(_R101_IBN, _BAGTRICKS),
+    "bagtricks_SeR50_fastreid": _fastreid(partial(_R50, se=True), _BAGTRICKS),
+    "bagtricks_S50_fastreid": _fastreid(ResNeSt, _BAGTRICKS),
+    "bagtricks_osnet_x1_0_fastreid": _fastreid(OSNet, _BAGTRICKS),
+    "bagtricks_osnet_ibn_x1_0_fastreid": _fastreid(partial(OSNet, stem="in", blocks=_IBN), _BAGTRICKS),
+    "bagtricks_mobilenet_v3_large_fastreid": _fastreid(MobileNetV3, _BAGTRICKS),
+    "bagtricks_densenet121_fastreid": _fastreid(DenseNet, _BAGTRICKS),
+    "bagtricks_convnext_tiny_fastreid": _fastreid(partial(timm_trunk, "convnext_tiny", output_stride=16), _BAGTRICKS),
+    "bagtricks_inception_v3_fastreid": _fastreid(partial(timm_trunk, "inception_v3", min_size=75), _BAGTRICKS),
+    "bagtricks_inception_v4_fastreid": _fastreid(partial(timm_trunk, "inception_v4", min_size=75), _BAGTRICKS),
+    "bagtricks_inception_resnet_v2_fastreid": _fastreid(
+        partial(timm_trunk, "inception_resnet_v2", min_size=75), _BAGTRICKS
+    ),
+    "agw_R50_fastreid": _fastreid(partial(_R50, **_NL50), _AGW),
+    "agw_R50_ibn_fastreid": _fastreid(partial(_R50_IBN, **_NL50), _AGW),
+    "agw_R101_ibn_fastreid": _fastreid(partial(_R101_IBN, **_NL101), _AGW),
+    "agw_S50_fastreid": _fastreid(ResNeSt, _AGW),
+    "sbs_R50_fastreid": _fastreid(partial(_R50, **_NL50), _SBS),
+    "sbs_R50_ibn_fastreid": _fastreid(partial(_R50_IBN, **_NL50), _SBS),
+    "sbs_R101_ibn_fastreid": _fastreid(partial(_R101_IBN, **_NL101), _SBS),
+    "sbs_S50_fastreid": _fastreid(ResNeSt, _SBS),
+}
 
 # Older and other spellings; `create_model` takes them, `list_models` leaves them out.
 ALIASES = {

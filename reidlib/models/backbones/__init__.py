@@ -5,7 +5,7 @@ Each has an attribute `channels`. A trunk may give several maps, as a tuple; the
 """
 
 from reidlib.models.backbones.hacnn import HACNN
-from reidlib.models.backbones.library import DenseNet, NASNetMobile, SENet, SqueezeNet
+from reidlib.models.backbones.library import DenseNet, MobileNetV3, NASNetMobile, ResNeSt, SENet, SqueezeNet, timm_trunk
 from reidlib.models.backbones.mlfn import MLFN
 from reidlib.models.backbones.mobilenet import MobileNetV2
 from reidlib.models.backbones.osnet import OSNet
@@ -19,10 +19,13 @@ __all__ = [
     "BypassSqueezeNet",
     "DenseNet",
     "MobileNetV2",
+    "MobileNetV3",
     "NASNetMobile",
     "OSNet",
+    "ResNeSt",
     "ResNet",
     "SENet",
     "ShuffleNet",
     "SqueezeNet",
+    "timm_trunk",
 ]

@@ -5,6 +5,10 @@ Iandola et al.: "SqueezeNet", arXiv 1602.07360.
 Hu, Shen, Sun: "Squeeze-and-Excitation Networks", CVPR 2018, arXiv 1709.01507.
 Zoph, Vasudevan, Shlens, Le: "Learning Transferable Architectures for Scalable Image Recognition", CVPR 2018,
 arXiv 1707.07012.
+Zhang et al.: "ResNeSt: Split-Attention Networks", CVPR workshops 2022, arXiv 2004.08955.
+Howard et al.: "Searching for MobileNetV3", ICCV 2019, arXiv 1905.02244.
+Szegedy et al.: "Rethinking the Inception Architecture", CVPR 2016, arXiv 1512.00567; "Inception-v4, Inception-ResNet",
+AAAI 2017, arXiv 1602.07261. Liu et al.: "A ConvNet for the 2020s", CVPR 2022, arXiv 2201.03545.
 
 timm is imported where it is used: it takes seconds.
 """
@@ -14,23 +18,33 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import densenet as torchvision_densenet
+from torchvision.models import mobilenet_v3_large
 from torchvision.models import squeezenet as torchvision_squeezenet
 
-from reidlib.models.layers import init_weights
+from reidlib.models.layers import SE, init_weights
 
 
 class DenseNet(torchvision_densenet.DenseNet):
-    """DenseNet-121: images (B, 3, H, W) to a map (B, 1024, H / 32, W / 32). `last_relu` follows the last norm."""
+    """DenseNet-121: images (B, 3, H, W) to a map (B, 1024, H / 32, W / 32). `last_relu` follows the last norm.
 
-    def __init__(self, *, last_relu: bool = True) -> None:
+    With `last_stride=1` the last transition pools without stride, and the map has H / 16, W / 16.
+    """
+
+    def __init__(self, *, last_stride: int = 2, last_relu: bool = True) -> None:
         super().__init__(32, (6, 12, 24, 16), 64, num_classes=1)
         del self.classifier
+        self.features.transition3.pool.stride = last_stride
         self.last_relu = last_relu
         self.channels = self.features.norm5.num_features
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
         return F.relu(x) if self.last_relu else x
+
+    def cut(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+        """The trunk as three in a row: to the first transition, to the third, to the last norm."""
+        parts = list(self.features)
+        return nn.Sequential(*parts[:6]), nn.Sequential(*parts[6:10]), nn.Sequential(*parts[10:])
 
 
 class SqueezeNet(torchvision_squeezenet.SqueezeNet):
@@ -60,7 +74,51 @@ class SENet(nn.Sequential):
         first = self.layer4[0]
         for conv in (first.conv1, first.conv2, first.downsample[0]):
             conv.stride = tuple(min(side, last_stride) for side in conv.stride)
+        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+            block.se_module = SE(block.conv3.out_channels, block.se_module.fc1.out_channels)
         self.channels = net.num_features
+
+
+class ResNeSt(nn.Sequential):
+    """ResNeSt-50: images (B, 3, H, W) to a map (B, 2048, H / 16, W / 16), the last stage dilated.
+
+    timm's, but for the first block of the last stage: as FastReID has it, it pools once more after its convolution, and
+    not in its shortcut.
+    """
+
+    def __init__(self) -> None:
+        from timm import create_model
+
+        net = create_model("resnest50d", num_classes=0, output_stride=16)
+        first = net.layer4[0]
+        first.avd_last = nn.AvgPool2d(3, stride=1, padding=1)
+        first.downsample[0] = nn.Identity()
+        parts = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        super().__init__(OrderedDict((part, getattr(net, part)) for part in parts))
+        self.channels = net.num_features
+
+
+class MobileNetV3(nn.Sequential):
+    """MobileNetV3-large: images (B, 3, H, W) to a map (B, 1280, H / 32, W / 32).
+
+    torchvision's, but for the epsilon of the norms, and with a last convolution of FastReID's in place of the paper's.
+    """
+
+    def __init__(self) -> None:
+        features = mobilenet_v3_large(norm_layer=nn.BatchNorm2d).features
+        cin, channels = features[-1].out_channels, 1280
+        conv = nn.Sequential(nn.Conv2d(cin, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6())
+        super().__init__(OrderedDict(features=features, conv=conv))
+        self.channels = channels
+
+
+def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Module:
+    """timm's `variant`, as it is, to its last map; `min_size` is the smallest side of an image that it takes."""
+    from timm import create_model
+
+    net = create_model(variant, num_classes=0, global_pool="", **kwargs)
+    net.channels, net.min_size = net.num_features, min_size
+    return net
 
 
 class NASNetMobile(nn.Module):

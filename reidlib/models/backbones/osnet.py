@@ -12,7 +12,7 @@ from operator import add
 
 from torch import Tensor, nn
 
-from reidlib.models.layers import ConvNorm, init_weights
+from reidlib.models.layers import SE, ConvNorm, init_weights
 
 
 class LightConv(nn.Module):
@@ -29,20 +29,6 @@ class LightConv(nn.Module):
         return self.relu(self.bn(self.conv2(self.conv1(x))))
 
 
-class Gate(nn.Module):
-    """The aggregation gate: one weight in (0, 1) for each channel of each image."""
-
-    def __init__(self, channels: int, reduction: int = 16) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(self.relu(self.fc1(self.pool(x)))).sigmoid()
-
-
 class OSBlock(nn.Module):
     """Omni-scale residual block.
 
@@ -55,7 +41,7 @@ class OSBlock(nn.Module):
         middle = cout // 4
         self.conv1 = ConvNorm(cin, middle)
         self.streams = nn.ModuleList(nn.Sequential(*(LightConv(middle) for _ in range(t))) for t in (1, 2, 3, 4))
-        self.gate = Gate(middle)
+        self.gate = SE(middle, middle // 16)  # one for all streams
         self.conv3 = ConvNorm(middle, cout, norm="none" if norm == "in" else "bn", act=None)
         self.downsample = None if cin == cout else ConvNorm(cin, cout, act=None)
         self.IN = None if norm == "bn" else nn.InstanceNorm2d(cout, affine=True)
