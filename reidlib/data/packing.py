@@ -7,6 +7,7 @@ serves only samples whose files still have the size and the time that they had w
 
 import hashlib
 import json
+import shutil
 import time
 import zlib
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ def pack(dataset: ReIDDataset, size: tuple[int, int], *, progress: bool = False)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     paths, nbytes, step = list(files), 3 * size[0] * size[1], 64
+    needed, free = len(paths) * nbytes, shutil.disk_usage(folder).free
+    if free < needed and not (folder / "images.u8").exists():
+        raise OSError(f"packing needs {needed / 2**30:.1f} GiB in {folder.parent}, {free / 2**30:.1f} GiB are free")
     for name, width in ("images.u8", nbytes), ("crc.u64", 8):
         with (folder / name).open("ab") as file:
             file.truncate(len(paths) * width)  # not yet there is read as 0

@@ -114,11 +114,9 @@ def check(dataset: ReIDDataset, pictures: Pictures | None = None, *, near: float
 
 def stop_if_unsound(findings: Sequence[Finding], *, skip_check: bool = False) -> None:
     """Raises ValueError with every finding that says stop, and what to do; `skip_check` lets them pass."""
-    stops = [f"{f.found}: {f.advice}" for f in findings if f.verdict == STOP]
+    stops = [f"{f.found} ({f.advice})" for f in findings if f.verdict == STOP]
     if stops and not skip_check:
-        raise ValueError(
-            f"this data set would fail or mislead ({'; '.join(stops)}); skip_check=True goes on all the same"
-        )
+        raise ValueError(f"this data set would fail or mislead: {'; '.join(stops)} (skip_check=True goes on anyhow)")
 
 
 def compare_counts(dataset: ReIDDataset) -> list[dict[str, object]]:
@@ -204,9 +202,9 @@ def _counts(data: ReIDDataset) -> Finding:
 
 
 def _place(data: ReIDDataset) -> Finding:
-    version = f"version {data.version}" if data.version else "one version only"
+    fine = f"yes, version {data.version}" if data.version else "yes"
     question = "Was it where data_paths.yaml says?"
-    return _answer(question, "; ".join(data.notes), "correct the line in data_paths.yaml", LOOK, version)
+    return _answer(question, "; ".join(data.notes), "correct the line in data_paths.yaml", LOOK, fine)
 
 
 def _usable(data: ReIDDataset) -> Finding:
@@ -225,7 +223,7 @@ def _files(data: ReIDDataset) -> Finding:
                 bad.append(data.place(s))
         except OSError:
             bad.append(data.place(s))
-    found = f"{len(bad)} files are missing or empty: {_some(bad)}" if bad else ""
+    found = f"{len(bad)} missing or empty: {_some(bad)}" if bad else ""
     return _answer(
         "Is every file there?", found, "unpack the archive again, or take them off the list", fine="all there"
     )
@@ -238,7 +236,7 @@ def _names(data: ReIDDataset, pids: Sequence[int]) -> str:
 def _shared_people(data: ReIDDataset) -> Finding:
     train, test = ({s.pid for s in part if s.pid > 0} for part in (data.train, (*data.query, *data.gallery)))
     both = sorted(train & test)
-    found = f"{len(both)} people are in train and in test: {_names(data, both)}" if both else ""
+    found = f"{len(both)} in train and in test: {_names(data, both)}" if both else ""
     advice = "scores would be too good: take them out of train, or test on another data set (tested_on)"
     return _answer("Is somebody in train and in test?", found, advice, fine="nobody")
 
@@ -246,13 +244,13 @@ def _shared_people(data: ReIDDataset) -> Finding:
 def _shared_files(data: ReIDDataset) -> Finding:
     both = sorted({s.path for s in data.train} & {s.path for s in (*data.query, *data.gallery)})
     places = [data.place(Sample(path, 0, 0)) for path in both]
-    found = f"{len(both)} files are listed for train and for test: {_some(places)}" if both else ""
+    found = f"{len(both)} listed for both: {_some(places)}" if both else ""
     return _answer("Is a file listed for train and for test?", found, "list each of them once")
 
 
 def _unmatched(data: ReIDDataset) -> Finding:
     bad = unmatched_queries(data)
-    found = f"{len(bad)} of {len(data.query)} queries have no right picture: {_some([data.place(s) for s in bad])}"
+    found = f"{len(bad)} of {len(data.query)} queries without a right picture: {_some([data.place(s) for s in bad])}"
     question = "Can every query be matched?"
     if bad and len(bad) == len(data.query):
         advice = "each needs its person in the gallery, before another camera: check pids and camids"
@@ -263,7 +261,7 @@ def _unmatched(data: ReIDDataset) -> Finding:
 
 def _unreadable(data: ReIDDataset, pictures: Pictures) -> Finding:
     bad = [f"{data.place(pictures.samples[i])} ({reason})" for i, reason in pictures.unreadable.items()]
-    found = f"{len(bad)} files cannot be read: {_some(bad)}" if bad else ""
+    found = f"{len(bad)} unreadable: {_some(bad)}" if bad else ""
     return _answer("Can every picture be read?", found, "copy them again from the archive", fine="all of them")
 
 
@@ -280,18 +278,18 @@ def _copies(data: ReIDDataset, pictures: Pictures) -> list[Finding]:
     return [
         _answer(
             "Is a picture of train also in test?",
-            leaks and f"{len(leaks)} copies: {_pairs(data, pictures, leaks)}",
+            leaks and f"{len(leaks)} copied: {_pairs(data, pictures, leaks)}",
             "the test is known beforehand: remove one of each pair",
         ),
         _answer(
             "Is one picture given to two people?",
-            clash and f"{len(clash)} copies: {_pairs(data, pictures, clash)}",
+            clash and f"{len(clash)} copied: {_pairs(data, pictures, clash)}",
             "one of the two labels is wrong: correct it, or remove both",
             LOOK,
         ),
         _answer(
             "Are there other copies?",
-            rest and f"{len(rest)} copies: {_pairs(data, pictures, rest)}",
+            rest and f"{len(rest)} copied: {_pairs(data, pictures, rest)}",
             "harmless in train; in the gallery one hit counts twice: remove them",
             LOOK,
         ),
@@ -305,13 +303,13 @@ def _near(data: ReIDDataset, pictures: Pictures, threshold: float) -> list[Findi
     return [
         _answer(
             "Is a picture of train almost one of test?",
-            leaks and f"{len(leaks)} pairs: {_pairs(data, pictures, leaks)}",
+            leaks and f"{len(leaks)} almost the same: {_pairs(data, pictures, leaks)}",
             "look at them: the same shot in another format leaks the test into training",
             LOOK,
         ),
         _answer(
             "Are two people almost one picture?",
-            clash and f"{len(clash)} pairs: {_pairs(data, pictures, clash)}",
+            clash and f"{len(clash)} almost the same: {_pairs(data, pictures, clash)}",
             "look at them: one person under two numbers, or two in one box",
             LOOK,
         ),

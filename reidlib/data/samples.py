@@ -62,8 +62,7 @@ class ReIDDataset:
 
     def place(self, sample: Sample) -> str:
         """Where a sample lies, as seen from the data set: the same on every computer."""
-        path = sample.path
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        return sample.path.as_posix().removeprefix(f"{self.root.as_posix()}/")
 
     def fingerprint(self) -> str:
         """A hash over every sample's place, pid, camera and file size, by which cached features know their data."""

@@ -25,8 +25,7 @@ def picture_counts(tables: Mapping[str, tuple[Any, Sequence[int]]], title: str =
     figure.suptitle(title or None, x=0.01, ha="left")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
     most = max(counts.max() for counts, _ in tables.values())
-    colours = colormaps["cividis_r"].copy()
-    colours.set_under("white")
+    colours = colormaps["cividis_r"].with_extremes(under="white")
     for axes, (name, (counts, camids)) in zip(panels, tables.items(), strict=True):
         order = np.lexsort((-(counts > 0).sum(1), -counts.sum(1)))
         shown = axes.imshow(

@@ -1,0 +1,190 @@
+"""What the passport finds: every kind of damage, planted one at a time and all at once, and nothing in a sound set."""
+
+import os
+import shutil
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reidlib.data import passport
+from reidlib.data.datasets import merge
+from reidlib.data.readers import read_dukemtmcreid, read_market1501
+from reidlib.plots import pair_sheet, picture_counts, picture_sizes, score_matrix
+
+
+def verdicts(findings):
+    return {f.question: f.verdict for f in findings if f.verdict != passport.FINE}
+
+
+def found(findings, question):
+    (finding,) = (f for f in findings if question in f.question)
+    return finding.found
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path):
+    """A copy of the drawn data set to damage: its folder, and how to read it again."""
+    root = tmp_path / "Market"
+    shutil.copytree(tiny.root, root)
+    return root, lambda: read_market1501("mine", root, "here")
+
+
+def test_a_sound_set_has_no_finding(tiny):
+    pictures = passport.examine(tiny)
+    assert not verdicts(passport.check(tiny, pictures))
+    assert len(passport.check(tiny)) == 7
+    assert len(passport.check(tiny, pictures)) == 13
+    assert set(map(tuple, pictures.sizes)) == {(128, 64)}
+    passport.stop_if_unsound(passport.check(tiny))
+
+
+def test_everything_planted_is_found_and_named(damaged):
+    root, read = damaged
+    train, query, gallery = (root / name for name in ("bounding_box_train", "query", "bounding_box_test"))
+    sound = read()
+    shot = sound.train[0].path
+    one, two, three = sound.gallery[-1].path, sound.gallery[-4].path, sound.gallery[-8].path
+    shutil.copy(one, train / "0002_c2s1_999999_01.jpg")  # the same bytes in train and test
+    with Image.open(two) as image:  # the same shot in another format, in train and test
+        image.resize((32, 64)).save(train / "0004_c1s1_999999_01.jpg", quality=60)
+    shutil.copy(three, gallery / "0003_c1s1_999999_01.jpg")  # one picture, two people
+    person = sound.query[0].pid
+    shutil.copy(shot, train / f"{person:04d}_c3s1_888888_01.jpg")  # somebody of test in train
+    lonely = query / "0777_c1s1_000001_00.jpg"  # nobody to match
+    shutil.copy(sound.query[1].path, lonely)
+    (gallery / "0005_c1s1_777777_01.jpg").write_bytes(shot.read_bytes()[:900])  # cut off
+    (gallery / "0005_c1s1_666666_01.jpg").touch()  # empty
+    data = read()
+    findings = passport.check(data, passport.examine(data))
+    assert verdicts(findings) == {
+        "Is every file there?": "stop",
+        "Is somebody in train and in test?": "stop",
+        "Can every query be matched?": "look",
+        "Can every picture be read?": "stop",
+        "Is a picture of train also in test?": "stop",
+        "Is one picture given to two people?": "look",
+        "Is a picture of train almost one of test?": "look",
+    }
+    assert found(findings, "every file") == "1 missing or empty: bounding_box_test/0005_c1s1_666666_01.jpg"
+    assert found(findings, "somebody in train") == f"1 in train and in test: {person}"
+    assert found(findings, "every query") == f"1 of 21 queries without a right picture: query/{lonely.name}"
+    assert "2 unreadable" in found(findings, "picture be read")
+    assert "0005_c1s1_777777_01.jpg (image file is truncated" in found(findings, "picture be read")
+    leak = found(findings, "train also in test")
+    assert "bounding_box_train/0002_c2s1_999999_01.jpg = bounding_box_test/" + one.name in leak
+    near = found(findings, "almost one of test")
+    assert "1 almost the same" in near
+    assert "bounding_box_train/0004_c1s1_999999_01.jpg = bounding_box_test/" + two.name in near
+    assert "0003_c1s1_999999_01.jpg" in found(findings, "to two people")
+    with pytest.raises(ValueError, match=r"mislead: 1 missing or empty: .*1 in train and in test: ") as caught:
+        passport.stop_if_unsound(findings)
+    assert "\n" not in str(caught.value)
+    passport.stop_if_unsound(findings, skip_check=True)
+
+
+def test_the_quick_part_reads_no_picture(damaged, monkeypatch):
+    _, read = damaged
+    data = read()
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
+    passport.check(data)
+
+
+def test_splits_that_cannot_be_used_stop(tiny):
+    cases = {
+        "query is empty": replace(tiny, query=()),
+        "train is empty; gallery is empty": replace(tiny, train=(), gallery=()),
+        "train shows one person only": replace(tiny, train=tiny.train[:2]),
+    }
+    for said, data in cases.items():
+        assert said in found(passport.check(data), "trained and tested")
+        with pytest.raises(ValueError, match=said):
+            passport.stop_if_unsound(passport.check(data))
+    blind = replace(tiny, gallery=tuple(s._replace(camid=1) for s in tiny.gallery if s.camid == 1),
+                    query=tuple(s for s in tiny.query if s.camid == 1))  # fmt: skip
+    assert verdicts(passport.check(blind))["Can every query be matched?"] == passport.STOP
+    twice = replace(tiny, train=(*tiny.train, tiny.query[0]._replace(pid=2)))
+    assert tiny.query[0].path.name in found(passport.check(twice), "listed for train")
+    assert verdicts(passport.check(merge([tiny], combineall=True)))["Is somebody in train and in test?"] == "stop"
+
+
+def test_unmatched_queries_equal_a_plain_loop(tiny):
+    rng = np.random.default_rng(0)
+    part = replace(tiny, gallery=tuple(s for s in tiny.gallery if rng.random() < 0.3))
+    plain = [q for q in part.query if not any(g.pid == q.pid and g.camid != q.camid for g in part.gallery)]
+    assert passport.unmatched_queries(part) == plain != []
+
+
+def test_near_copies_equal_a_plain_loop_at_any_block(tiny):
+    pictures = passport.examine(tiny)
+    plain = []
+    for i, a in enumerate(pictures.samples):
+        for j, b in enumerate(pictures.samples[:i]):
+            likeness = float(pictures.thumbs[i] @ pictures.thumbs[j])
+            across = pictures.is_train[i] != pictures.is_train[j]
+            if likeness > 0.6 and (across or (a.pid != b.pid and min(a.pid, b.pid) >= 0)):
+                plain.append((j, i))
+    for block in (1, 37, 4096):
+        assert {pair[:2] for pair in passport.near_copies(pictures, 0.6, block)} == set(plain)
+    assert len(plain) > 50
+
+
+def test_the_content_hash_follows_bytes_and_labels(damaged):
+    root, read = damaged
+    before = passport.examine(read()).content_hash
+    assert before == passport.examine(read()).content_hash
+    path = root / "query" / sorted(os.listdir(root / "query"))[0]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    fingerprint = read().fingerprint()
+    changed = passport.examine(read()).content_hash
+    assert changed != before
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert passport.examine(read()).content_hash == before
+    assert read().fingerprint() == fingerprint  # which sees sizes only
+    path.rename(path.with_name(path.name.replace("c1", "c2", 1)))
+    assert passport.examine(read()).content_hash != before
+
+
+def test_counts_stand_beside_the_published_ones(tiny, tmp_path):
+    data = replace(tiny, name="market1501")
+    assert passport.compare_counts(data)[1]["published images"] == 3368
+    finding = passport.check(data)[0]
+    assert finding.verdict == passport.LOOK
+    assert "train has 90 images, published 12936; train has 12 people, published 751" in finding.found
+    assert passport.compare_counts(tiny)[0]["published images"] is None
+    with pytest.raises(FileNotFoundError, match="bounding_box_train"):
+        read_dukemtmcreid("dukemtmcreid", tmp_path, "here")
+
+
+def test_people_by_camera_counts(tiny):
+    table, pids, camids = passport.people_by_camera(tiny.gallery)
+    plain = defaultdict(int)
+    for s in tiny.gallery:
+        plain[s.pid, s.camid] += 1
+    assert all(table[i, j] == plain[p, c] for i, p in enumerate(pids) for j, c in enumerate(camids))
+    assert table.sum() == sum(s.pid > 0 for s in tiny.gallery)
+
+
+def test_figures_draw_and_refuse(tiny):
+    table, _, camids = passport.people_by_camera(tiny.train)
+    figure = picture_counts({"train": (table, camids), "none": (np.zeros((0, 3)), [1, 2, 3])})
+    (image,) = figure.axes[0].images
+    assert image.get_array().sum() == len(tiny.train)
+    assert "12 people, 90 pictures; 0 before one camera only" in figure.axes[0].get_title(loc="left")
+    assert len(figure.axes) == 2  # one panel and its colours
+    sizes = picture_sizes([(128, 64)] * 9 + [(100, 90), (0, 0)])
+    assert "10 pictures, 2 sizes, most often 128 × 64" in sizes.axes[0].get_title(loc="left")
+    sheet = pair_sheet([(tiny.train[0], tiny.query[0], "0.991")] * 5)
+    assert len(sheet.axes[0].images) == 10
+    matrix = score_matrix([[0.5, np.nan], [0.25, 1.0]], ["a", "b"], ["c", "d"])
+    assert [t.get_text() for t in matrix.axes[0].texts] == ["50.0", "–", "25.0", "100.0"]
+    for wrong in (lambda: picture_counts({}), lambda: picture_sizes([(0, 0)]), lambda: pair_sheet([])):
+        with pytest.raises(ValueError, match="no"):
+            wrong()
+    with pytest.raises(ValueError, match="2 rows and 1 columns do not fit"):
+        score_matrix([[1, 2]], ["a", "b"], ["c"])
