@@ -1,5 +1,6 @@
 # make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
 # make test   the whole set-up, then every test;  make test-all  the slow ones too
+# make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN    := .venv/bin
 # The mark of a finished installation carries the pins' checksum: other pins, another .venv.
 READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
-.PHONY: demo test test-all lab lint notebooks lock setup clean
+.PHONY: demo test test-all bench lab lint notebooks lock setup clean
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
@@ -40,6 +41,9 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 setup: $(READY)
+
+bench: $(READY)
+	$(BIN)/python benchmarks/evaluator.py
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -17,7 +17,9 @@ _PUBLIC = {
     "load_checkpoint": "reidlib.models",
     "extract_features": "reidlib.evaluation",
     "evaluate_ranking": "reidlib.evaluation",
+    "evaluate_distances": "reidlib.evaluation",
     "rank_gallery": "reidlib.evaluation",
+    "rerank": "reidlib.evaluation",
     "fit": "reidlib.training",
     "Run": "reidlib.runs",
 }

@@ -75,13 +75,6 @@ def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = SC
     return table.map(lambda share: "" if pd.isna(share) else f"{100 * share:.1f}")
 
 
-def scores(result: Any) -> dict[str, float]:
-    """The numbers of a ranking result that tables show, and the counts behind them."""
-    ranks = {f"rank{k}": float(result.rank(k)) for k in (1, 5, 10)}
-    means = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
-    return ranks | means | {"num_query": result.num_query, "num_valid": result.num_valid}
-
-
 def choose_queries(
     ap: Any, show: str, count: int, *, chosen: Sequence[int] = (), seed: int = 0
 ) -> tuple[list[int], str]:

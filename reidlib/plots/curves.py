@@ -97,14 +97,21 @@ def ap_histogram(ap: Any, title: str = "", worst: int = 10) -> Figure:
 
 
 @styled
-def camera_pair_heatmap(matrix: Any, camids: Sequence[int], title: str = "", label: str = "mAP (%)") -> Figure:
-    """Scores (C, C) by camera of the query (rows) and of the gallery (columns), as fractions; NaN is left blank."""
+def camera_pair_heatmap(
+    matrix: Any, query_camids: Any, gallery_camids: Any = None, title: str = "", label: str = "mAP (%)"
+) -> Figure:
+    """Scores (Cq, Cg) by camera of the query (rows) and of the gallery (columns), as fractions; NaN is left blank.
+
+    The cameras of the columns default to those of the rows.
+    """
     matrix = 100 * array(matrix, np.float64)
-    count = len(camids)
-    if matrix.shape != (count, count):
-        raise ValueError(f"{count} cameras need a matrix of shape ({count}, {count}), not {matrix.shape}")
-    side = 0.42 * max(count, 4)
-    figure = Figure(figsize=(side + 1.7, side + 1.0), layout="constrained")
+    rows, columns = (
+        array(c, np.int64).tolist() for c in (query_camids, query_camids if gallery_camids is None else gallery_camids)
+    )
+    if matrix.shape != (len(rows), len(columns)):
+        raise ValueError(f"{len(rows)} × {len(columns)} cameras do not fit a matrix of shape {matrix.shape}")
+    width, height = 0.42 * max(len(columns), 4), 0.42 * max(len(rows), 4)
+    figure = Figure(figsize=(width + 1.7, height + 1.0), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("#F7F7F7")
     axes.grid(False)
@@ -118,8 +125,8 @@ def camera_pair_heatmap(matrix: Any, camids: Sequence[int], title: str = "", lab
             ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
             axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=8, color=ink)
     axes.set(title=title, xlabel="camera of the gallery picture", ylabel="camera of the query")
-    axes.set_xticks(range(count), camids)
-    axes.set_yticks(range(count), camids)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(picture, label=label, shrink=0.8).outline.set_visible(False)

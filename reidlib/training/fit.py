@@ -170,7 +170,7 @@ def _train_epoch(
 def _evaluate(model: nn.Module, splits: list[DataLoader[Batch]], recipe: Recipe, accelerator: Any) -> dict[str, float]:
     query, gallery = (extract_features(model, split, device=accelerator.device) for split in splits)
     result = evaluate_ranking(*ranking_inputs(query, gallery), metric=recipe.metric)
-    return {f"rank{k}": result.rank(k) for k in (1, 5, 10)} | {"mAP": result.mAP, "mINP": result.mINP}
+    return {name: share for name, share in result.to_dict().items() if not name.startswith("num_")}
 
 
 def _stamp(model: nn.Module, dataset: ReIDDataset, recipe: Recipe, world: int) -> dict[str, Any]:
