@@ -155,7 +155,7 @@ def test_counts_stand_beside_the_published_ones(tiny, tmp_path):
     assert passport.compare_counts(data)[1]["published images"] == 3368
     finding = passport.check(data)[0]
     assert finding.verdict == passport.LOOK
-    assert "train has 90 images, published 12936; train has 12 people, published 751" in finding.found
+    assert "train has 90 images, published 12936, train has 12 people, published 751" in finding.found
     assert passport.compare_counts(tiny)[0]["published images"] is None
     with pytest.raises(FileNotFoundError, match="bounding_box_train"):
         read_dukemtmcreid("dukemtmcreid", tmp_path, "here")

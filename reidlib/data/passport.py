@@ -198,7 +198,7 @@ def _counts(data: ReIDDataset) -> Finding:
         if row[f"published {key}"] not in (None, row[key])
     ]
     advice = "another edition, or files are missing: results do not compare with published ones; unpack it again"
-    return _answer(question, "; ".join(wrong), advice, LOOK, "all as published")
+    return _answer(question, _some(wrong), advice, LOOK, "all as published")
 
 
 def _place(data: ReIDDataset) -> Finding:

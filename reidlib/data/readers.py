@@ -50,8 +50,8 @@ def _find_root(root: Path, layouts: dict[str, tuple[str, ...]], name: str, where
         raise ValueError(f"{name}: {root} ({where}) holds more than one: {several}; name the one that is meant")
     if found:
         folder, version = found[0]
-        notes = {root: [], root.parent: ["found one level above the folder that data_paths.yaml names"]}
-        return folder, version, notes.get(folder, [f"found in {folder.name}/, one level below the folder named"])
+        level = {root: "", root.parent: "one level above"}.get(folder, f"in {folder.name}/, one level below")
+        return folder, version, [f"found {level} the folder that data_paths.yaml names"] if level else []
     if not root.exists():
         seen = "that folder does not exist"
     else:

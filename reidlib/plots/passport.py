@@ -51,7 +51,9 @@ def picture_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 1
         raise ValueError("no picture has a size")
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(sizes[:, 1], sizes[:, 0], s=8 + 60 * np.sqrt(counts / counts.max()), color=COLOURS[0], alpha=0.5)
+    axes.scatter(
+        sizes[:, 1], sizes[:, 0], s=(4 + 400 * counts / counts.sum()).clip(max=60), color=COLOURS[0], alpha=0.5
+    )
     edge = 1.15 * np.array([max(sizes[:, 1].max(), 16), max(sizes[:, 0].max(), 32)])
     across = np.array([0, min(edge[0], edge[1] * wanted[1] / wanted[0])])
     axes.plot(across, across * wanted[0] / wanted[1], "--", color=GREY, label=f"shape of {wanted[0]} × {wanted[1]}")
@@ -66,14 +68,15 @@ def picture_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 1
 @styled
 def pair_sheet(pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4) -> Figure:
     """Pairs of samples side by side, each with one line of text below; `columns` pairs in a row."""
-    cells = [
-        [_Cell(read_picture(s.path), (f"{s.pid}, camera {s.camid}", text)) for s, text in ((a, text), (b, ""))]
+    cells: list[list[_Cell | None]] = [
+        [_Cell(read_picture(s.path), (f"pid {s.pid}, cam {s.camid}", text)) for s, text in ((a, text), (b, ""))]
         for a, b, text in pairs
     ]
     if not cells:
         raise ValueError("there is no pair to show")
-    rows = [[c for cell in cells[i : i + columns] for c in cell] for i in range(0, len(cells), columns)]
-    return _grid(rows, title=title, headers=[""] * max(map(len, rows)), lines=2, widths=[0.95] * max(map(len, rows)))
+    rows = [[c for pair in cells[i : i + columns] for c in (*pair, None)] for i in range(0, len(cells), columns)]
+    across = len(rows[0]) // 3
+    return _grid(rows, title=title, headers=[""] * 3 * across, lines=2, widths=[0.8, 0.8, 0.2] * across)
 
 
 @styled
