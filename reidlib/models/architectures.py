@@ -4,7 +4,8 @@ Every wiring is called as `wiring(backbone, head, sizes)`, with the two factorie
 with `forward(x, camids=None)`, `feature_dim`, `cam_layer` and `cam_map`.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidlib.models.heads import Outputs
+from reidlib.models.layers import ChannelSelfAttention, stripes
+
+Factory = Callable[..., nn.Module]
 
 
 class Sizes(NamedTuple):
@@ -25,7 +29,7 @@ class Sizes(NamedTuple):
 class Network(nn.Module):
     """What every wiring has: a trunk, and where its class activation map is read."""
 
-    def __init__(self, backbone: Callable[[], nn.Module]) -> None:
+    def __init__(self, backbone: Factory) -> None:
         super().__init__()
         self.backbone = backbone()
 
@@ -46,9 +50,7 @@ class Network(nn.Module):
 class Baseline(Network):
     """One trunk, one head."""
 
-    def __init__(
-        self, backbone: Callable[[], nn.Module], head: Callable[[int, int | None], nn.Module], sizes: Sizes
-    ) -> None:
+    def __init__(self, backbone: Factory, head: Factory, sizes: Sizes) -> None:
         super().__init__(backbone)
         self.head = head(self.backbone.channels, sizes.num_classes)
 
@@ -63,30 +65,147 @@ class Baseline(Network):
 class Branches(Network):
     """A trunk that gives several maps, and a head for each; the feature is theirs in a row.
 
-    `normalise` scales each head's feature to length 1 first.
+    `head` is one factory for all, or a tuple of one each. `normalise` scales each head's feature to length 1 first.
     """
 
     def __init__(
-        self,
-        backbone: Callable[[], nn.Module],
-        head: Callable[[int, int | None], nn.Module],
-        sizes: Sizes,
-        *,
-        normalise: bool = False,
+        self, backbone: Factory, head: Factory | tuple[Factory, ...], sizes: Sizes, *, normalise: bool = False
     ) -> None:
         super().__init__(backbone)
-        self.heads = nn.ModuleList(head(channels, sizes.num_classes) for channels in self.backbone.channels)
+        channels = self.backbone.channels
+        heads = head if isinstance(head, tuple) else (head,) * len(channels)
+        self.heads = nn.ModuleList(head(c, sizes.num_classes) for head, c in zip(heads, channels, strict=True))
         self.normalise = normalise
 
     @property
     def feature_dim(self) -> int:
         return sum(head.feature_dim for head in self.heads)
 
+    def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
+        """One for each head."""
+        return self.backbone(x)
+
     def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
-        outs = [head(part) for head, part in zip(self.heads, self.backbone(x), strict=True)]
+        outs = [head(part) for head, part in zip(self.heads, self.maps(x, camids), strict=True)]
         if self.training:
             return Outputs([y for out in outs for y in out.logits], [y for out in outs for y in out.embeddings])
         return torch.cat([F.normalize(out, dim=1) if self.normalise else out for out in outs], dim=1)
+
+
+class MGN(Branches):
+    """Multiple granularities: the whole map, halves and thirds, from three copies of the trunk's end.
+
+    Wang, Yuan, Chen, Li, Zhou: "Learning Discriminative Features with Multiple Granularities for Person
+    Re-Identification", ACM MM 2018, arXiv 1804.01438. As FastReID has it, all copies have stride 1 in the last stage,
+    and 16 rows are cut into 6, 6 and 4. Eight heads: the three whole maps, halves of the second, thirds of the third.
+    """
+
+    def __init__(self, backbone: Factory, head: Factory, sizes: Sizes) -> None:
+        super().__init__(lambda: _ThreeEnds(backbone()), head, sizes)
+
+    def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
+        b1, b2, b3 = self.backbone(x)
+        return b1, b2, b3, *stripes(b2, 2), *stripes(b3, 3)
+
+
+class _ThreeEnds(nn.Module):
+    """A ResNet-like trunk with three copies of all that follows the third stage's first block."""
+
+    def __init__(self, trunk: nn.Sequential) -> None:
+        super().__init__()
+        *parts, layer3, layer4 = trunk
+        first, *rest = layer3
+        self.common = nn.Sequential(*parts, first)
+        end = nn.Sequential(nn.Sequential(*rest), layer4)
+        self.branches = nn.ModuleDict({name: copy.deepcopy(end) for name in ("b1", "b2", "b3")})
+        self.channels = (trunk.channels,) * 8
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.branches["b1"]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.common(x)
+        return [branch(x) for branch in self.branches.values()]
+
+
+class ABD(Branches):
+    """Attentive but diverse: a global branch and an attentive one, on a trunk with attention after its first stage.
+
+    Chen, Ding, Xie, et al.: "ABD-Net: Attentive but Diverse Person Re-Identification", ICCV 2019, arXiv 1908.01114.
+    `head` are the two branches' heads; each branch has a copy of the trunk's last stage.
+    """
+
+    def __init__(self, backbone: Factory, head: tuple[Factory, Factory], sizes: Sizes) -> None:
+        super().__init__(lambda: _TwoEnds(backbone()), head, sizes)
+
+
+class _TwoEnds(nn.Module):
+    """A trunk that can be `cut`, with channel attention after its first stage, and its last stage twice."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.shallow, self.middle, end = trunk.cut()
+        self.attention = ChannelSelfAttention()
+        self.branches = nn.ModuleList(copy.deepcopy(end) for _ in range(2))
+        self.channels = (trunk.channels,) * 2
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.branches[0]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.middle(self.attention(self.shallow(x)))
+        return [branch(x) for branch in self.branches]
+
+
+class TransReID(Branches):
+    """A vision transformer's class token, and with `parts` one more for each shuffled part of the patches (JPM).
+
+    He et al.: "TransReID: Transformer-based Object Re-Identification", ICCV 2021, arXiv 2102.04378.
+    `backbone` is called with `input_size` and `num_cameras`, and gives tokens. The last block and norm exist once for
+    the whole and once for all parts.
+    """
+
+    def __init__(self, backbone: Factory, head: Factory, sizes: Sizes, *, parts: int = 0) -> None:
+        Network.__init__(self, lambda: backbone(sizes.input_size, sizes.num_cameras))
+        last = self.backbone.last
+        del self.backbone.last
+        self.parts, self.normalise = parts, False
+        self.last = nn.ModuleList(copy.deepcopy(last) for _ in range(2 if parts else 1))
+        self.heads = nn.ModuleList(head(self.backbone.channels, sizes.num_classes) for _ in range(1 + parts))
+
+    def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
+        tokens = self.backbone(x, camids)  # (B, 1 + N, C)
+        whole = self.last[0](tokens)[:, 0]
+        if not self.parts:
+            return [whole]
+        patches = jigsaw(tokens[:, 1:], self.parts)  # (B, parts, N // parts, C)
+        tokens = torch.cat([tokens[:, None, :1].expand(-1, self.parts, -1, -1), patches], dim=2)
+        parts = self.last[1](tokens.flatten(0, 1))[:, 0].unflatten(0, (-1, self.parts))
+        return [whole, *parts.unbind(1)]
+
+    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+        out = super().forward(x, camids)
+        if self.training or not self.parts:
+            return out
+        whole, parts = out.tensor_split([self.backbone.channels], dim=1)
+        return torch.cat([whole, parts / self.parts], dim=1)  # all parts together weigh as much as the whole
+
+
+def jigsaw(patches: Tensor, parts: int, *, shift: int = 4) -> Tensor:
+    """TransReID's shift and shuffle: (B, N, C) to `parts` runs of patches, (B, parts, N // parts, C).
+
+    The paper shifts by 5; its code counts the class token among them, so the published weights want 4. The second half
+    is then interleaved with the first, and what is left at the end is dropped. An odd number of patches is made even by
+    the last but one, again.
+    """
+    length = patches.shape[1] // parts
+    patches = patches.roll(-shift, dims=1)
+    if patches.shape[1] % 2:
+        patches = torch.cat([patches, patches[:, -2:-1]], dim=1)
+    patches = patches.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return patches[:, : parts * length].unflatten(1, (parts, length))
 
 
 class ReIDModel(nn.Module):

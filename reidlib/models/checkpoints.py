@@ -80,6 +80,34 @@ _STRONG: Rules = (
 # MGN's heads, in the order of the feature: whole maps, then stripes.
 _MGN_HEADS = ("b1", "b2", "b3", "b21", "b22", "b31", "b32", "b33")
 
+_ABD: Rules = (
+    (r"^common_branch\.backbone1\.", "backbone.shallow."),
+    (r"^common_branch\.backbone2\.", "backbone.middle."),
+    (r"^common_branch\.shallow_cam\._cam_module\.", "backbone.attention."),
+    (r"^branches\.(\d)\.0\.backbone\.", r"backbone.branches.\1."),
+    (r"^branches\.(\d)\.1\.", r"heads.\1."),
+    (r"\.fc\.", ".embedding."),
+    (r"\.(before|cam|pam)_module\.", r".streams.\1."),
+    (r"\.conv5c\.", ".0."),
+    (r"\.attention_module\.", ".1."),
+    (r"\.conv52\.", ".2."),
+    (r"\.conv7\.", ".3."),
+    (r"\.sum_conv\.", ".merge."),
+    (r"^", "network."),
+)
+
+_TRANSREID: Rules = (
+    _IMAGENET,
+    (r"^base\.patch_embed\.proj\.", "backbone.patch."),
+    (r"^base\.", "backbone."),
+    (r"^b1\.", "last.0."),
+    (r"^b2\.", "last.1."),
+    (r"^(bottleneck|classifier)\.", r"heads.0.\1."),
+    (r"^(bottleneck|classifier)_(\d)\.", r"heads.\2.\1."),
+    (r"\.bottleneck\.", ".neck."),
+    (r"^", "network."),
+)
+
 # Applied in order, each to the result of the one before.
 RENAMES: dict[str, Rules] = {
     "torchreid": _TORCHREID,
@@ -106,6 +134,29 @@ RENAMES: dict[str, Rules] = {
     ),
     "reid-strong-baseline": _STRONG,
     "AGW": _STRONG,
+    "APNet": (
+        (r"^base_1\.0\.", "base.conv1."),
+        (r"^base_1\.1\.", "base.bn1."),
+        *((rf"^base_{number + 1}\.0\.", f"base.layer{number}.") for number in range(1, 5)),
+        *((rf"^(BN|att_s|att){number + 1}\.", rf"backbone.attention{number}.\1.") for number in range(5)),
+        (r"\.BN\.bottleneck2\.", ".norm."),
+        (r"\.att_s\.", ".split."),
+        (r"\.att\.fc\.0\.", ".se.fc1."),
+        (r"\.att\.fc\.2\.", ".se.fc2."),
+        *_STRONG,
+    ),
+    "ABD-Net": _ABD,
+    "ABD-Net, branches swapped": (
+        (r"^branches\.0\.", "branches.first."),
+        (r"^branches\.1\.", "branches.0."),
+        (r"^branches\.first\.", "branches.1."),
+        *_ABD,
+    ),
+    "TransReID": ((r"^base\.blocks\.11\.", "last.0.0."), (r"^base\.norm\.", "last.0.1."), *_TRANSREID),
+    "TransReID with JPM": (
+        (r"^base\.(?:blocks\.11|norm)\.", Drop("upstream runs its copies b1 and b2 instead")),
+        *_TRANSREID,
+    ),
     "fast-reid": (
         (r"^backbone\.NL_(\d)\.(\d)\.", r"backbone.layer\1.non_local\2."),
         (r"\.se\.fc\.0\.", ".se.fc1."),
@@ -123,6 +174,16 @@ RENAMES: dict[str, Rules] = {
         (r"^", "network."),
     ),
 }
+
+# Files of a family that have a key like this follow other rules.
+VARIANTS = {
+    # Upstream orders the branches by iterating over a set: global first, or attentive first.
+    "ABD-Net": (r"^branches\.0\.1\.reduction\.", "ABD-Net, branches swapped"),
+    "TransReID": (r"^b1\.", "TransReID with JPM"),
+}
+
+# Files of a family may hold a tensor twice, under a key like this too. That entry wins: upstream loads it later.
+TWINS = {"APNet": r"^base_\d\."}  # its trunk, registered as a whole and in pieces
 
 _WRAPPERS = ("state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -228,8 +289,16 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def lead(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
     """Every key of `state` to a model's own key, by the rules of `family`; our own keys stay as they are."""
-    rules = () if all(key.startswith(_OWN_PREFIX) for key in state) else RENAMES[family]
-    return {key: rename(key, rules) for key in state}
+    if all(key.startswith(_OWN_PREFIX) for key in state):
+        return {key: key for key in state}
+    pattern, variant = VARIANTS.get(family, ("$^", ""))
+    rules = RENAMES[variant if any(re.search(pattern, key) for key in state) else family]
+    targets = {key: rename(key, rules) for key in state}
+    twins = {target: key for key, target in targets.items() if re.search(TWINS.get(family, "$^"), key)}
+    for key, target in targets.items():
+        if (twin := twins.get(target, key)) != key:
+            targets[key] = Drop(f"{twin} is the same tensor, and upstream loads it later")
+    return targets
 
 
 def rename(key: str, rules: Rules) -> str | Drop:

@@ -1,6 +1,7 @@
 """Parameters and multiply-adds of a model at test time, counted exactly or as published tables counted them."""
 
 import re
+import warnings
 from functools import partial
 from math import prod
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def complexity(model: nn.Module, *, counting: str = "exact") -> Complexity:
     counting="exact": every parameter of every module that runs, once; the multiply-adds of every convolution and matrix
     product, attention included. "total": the same multiply-adds, all parameters, with classifiers. "torchreid", "thop":
     as `compute_model_complexity` of KaiyangZhou/deep-person-reid and `profile` of thop 0.1.1 print them;
-    "thop-fastreid", "thop-abd", "thop-apnet": as the latter prints them for these projects' code.
+    "thop-fastreid", "thop-abd", "thop-apnet", "thop-transreid": as the latter prints them for these projects' code.
     A model on the meta device is counted without being computed.
     """
     if counting not in _COUNTINGS:
@@ -61,8 +62,8 @@ def _torchreid(model: nn.Module) -> Complexity:
 
 _THOP_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)
 _THOP = {"Conv2d", "Linear", "AvgPool2d", "AdaptiveAvgPool2d", *(norm.__name__ for norm in _THOP_NORMS)}
-# FastReID's batch norms and the average pool of its head are classes of its own; its Inceptions come from a timm older
-# than 0.9, whose norms were torch's.
+# FastReID's batch norms and the average pool of its head are classes of its own, and its MobileNet pools by a function;
+# its Inceptions come from a timm older than 0.9, whose norms were torch's.
 _THOP_FASTREID = _THOP - {"BatchNorm1d", "BatchNorm2d"} | {"BatchNormAct2d"}
 
 
@@ -72,21 +73,20 @@ def _thop(
     known: set[str] = _THOP,
     but: str = "$^",
     twice: str = "$^",
-    classifiers: bool = False,
+    called: str = "$^",
 ) -> Complexity:
     """Layers of the `known` classes only: others have neither parameters nor cost. No biases; norms cost four an
     element, average pools one an output, adaptive ones one an input more.
 
     What differs by project: layers whose name matches `but` are left out; of those that match `twice`, registered twice
-    there, parameters count twice and costs four times; `classifiers` are called there in eval mode too.
+    there, parameters count twice and costs four times; those that match `called` run there in eval mode, for nothing.
     """
     names = {module: name for name, module in model.named_modules()}
     calls = _calls(model)
-    if classifiers:
-        scores = (module for name, module in names.items() if re.search(r"classifiers?(\.\d)?$", name))
-        calls += [
-            Call(module, module.in_features, module.out_features) for module in scores if hasattr(module, "weight")
-        ]
+    for module, name in names.items():
+        if re.search(called, name):
+            given, taken = (*module.weight.shape, len(module.weight))[:2]  # a linear layer or a norm, on one vector
+            calls.append(Call(module, taken, given))
     calls = [call for call in calls if type(call.module).__name__ in known and not re.search(but, names[call.module])]
     macs = 0
     for module, taken, given in calls:
@@ -116,8 +116,9 @@ _COUNTINGS = {
     "total": _total,
     "torchreid": _torchreid,
     "thop": _thop,
-    "thop-fastreid": partial(_thop, known=_THOP_FASTREID, but=r"head\.pool$"),
-    "thop-abd": partial(_thop, classifiers=True),
+    "thop-fastreid": partial(_thop, known=_THOP_FASTREID, but=r"heads?(\.\d)?\.pool$|features\..*\.avgpool$"),
+    "thop-abd": partial(_thop, called=r"\bclassifier(s\.\d)?$"),
+    "thop-transreid": partial(_thop, called=r"\bneck$"),
     "thop-apnet": partial(_thop, twice=r"backbone\.(conv1|bn1|layer\d)\b"),
 }
 
@@ -132,8 +133,10 @@ def _calls(model: nn.Module) -> list[Call]:
     modes = {module: module.training for module in model.modules()}
     handles = [module.register_forward_hook(record) for module in modes]
     try:
-        with torch.no_grad():
-            model.eval()(model.pixel_mean.new_zeros(1, 3, *model.input_size))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a camera that the model does not know: the cost is the same
+            black = model.pixel_mean.new_zeros(1, 3, *model.input_size)
+            model.eval()(black, black.new_zeros(1, dtype=torch.int64))
     finally:
         for handle in handles:
             handle.remove()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidlib.models.layers import GeM, init_weights
+from reidlib.models.layers import ChannelSelfAttention, GeM, PositionSelfAttention, init_weights, stripes
 
 
 class Outputs(NamedTuple):
@@ -137,6 +137,51 @@ class MeanHead(Head):
         return (of_map(self.pool(x)) + of_gates(gates)).flatten(1) / 2
 
 
+class AttentionHead(nn.Module):
+    """ABD-Net's: a map (B, channels, h, w), reduced to `width` channels and cut into `parts` stripes; each stripe goes
+    through three streams (plain, channel attention, position attention), which the stripes share, and is pooled.
+
+    The feature is the parts' in a row, (B, parts * width); in training each has its own classifier.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int | None, *, width: int = 1024, parts: int = 2, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.parts, self.feature_dim = parts, parts * width
+        self.reduction = _conv_norm_relu(channels, width, 1)
+        hidden = width // 2
+        attentions = {
+            "before": nn.Identity(),
+            "cam": ChannelSelfAttention(),
+            "pam": PositionSelfAttention(hidden),
+        }
+        self.streams = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    _conv_norm_relu(width, hidden, 3),
+                    attention,
+                    _conv_norm_relu(hidden, hidden, 3),
+                    nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(hidden, width, 1)),
+                )
+                for name, attention in attentions.items()
+            }
+        )
+        self.merge = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, width, 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifiers = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(parts if num_classes else 0))
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        feats = []
+        for part in stripes(self.reduction(x), self.parts):
+            y = self.merge(sum(stream(part) for stream in self.streams.values()))
+            feats.append(self.pool(y).flatten(1))  # (B, width)
+        if not self.training:
+            return torch.cat(feats, dim=1)
+        return Outputs([score(y) for score, y in zip(self.classifiers, feats, strict=False)], feats)
+
+
 class ScoreHead(nn.Module):
     """The feature is the scores of the classes: 1x1 convolution, ReLU, average pooling. ValueError without classes."""
 
@@ -152,6 +197,11 @@ class ScoreHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor | Outputs:
         x = self.pool(F.relu(self.scores(self.dropout(x)))).flatten(1)
         return Outputs([x], [x]) if self.training else x
+
+
+def _conv_norm_relu(cin: int, cout: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
 
 
 def _embedding(channels: int, width: int) -> nn.Sequential:

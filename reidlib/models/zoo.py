@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import nn
 
-from reidlib.models.architectures import Baseline, Branches
+from reidlib.models.architectures import ABD, MGN, Baseline, Branches, TransReID
 from reidlib.models.backbones import (
     HACNN,
     MLFN,
@@ -25,9 +25,10 @@ from reidlib.models.backbones import (
     SENet,
     ShuffleNet,
     SqueezeNet,
+    ViT,
     timm_trunk,
 )
-from reidlib.models.heads import Head, MeanHead, MidHead, ScoreHead
+from reidlib.models.heads import AttentionHead, Head, MeanHead, MidHead, ScoreHead
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -154,6 +155,42 @@ MODELS |= {
     "sbs_R101_ibn_fastreid": _fastreid(partial(_R101_IBN, **_NL101), _SBS),
     "sbs_S50_fastreid": _fastreid(ResNeSt, _SBS),
 }
+
+# MGN: Wang et al., ACM MM 2018, arXiv 1804.01438, with FastReID's trunks (no non-local blocks) and pools.
+for _recipe, _head in (
+    ("mgn", partial(_BAGTRICKS, reduce=256)),
+    ("mgn_agw", partial(_AGW, reduce=256)),
+    ("mgn_sbs", partial(_SBS, reduce=256)),
+):
+    for _name, _trunk in (("R50", _R50), ("R50_ibn", _R50_IBN), ("S50", ResNeSt), ("S50_ibn", ResNeSt)):
+        MODELS[f"{_recipe}_{_name}_fastreid"] = _fastreid(_trunk, _head, wiring=MGN)
+
+# APNet: Chen et al., "Person Re-identification via Attention Pyramid", TIP 2021, arXiv 2108.05340.
+# Reference: CHENGY12/APNet.
+MODELS["resnet50_ap"] = Model(
+    partial(ResNet, last_stride=1, stem_relu=False, pyramid=True), partial(Head, neck="bn"), family="APNet"
+)
+
+# ABD-Net: Chen et al., ICCV 2019, arXiv 1908.01114. Reference: VITA-Group/ABD-Net.
+_abd = partial(Model, head=(partial(Head, embed=1024, dropout=0.5), AttentionHead), family="ABD-Net", wiring=ABD)
+MODELS |= {
+    "resnet50_abd": _abd(partial(ResNet, last_stride=1)),
+    "densenet121_abd": _abd(partial(DenseNet, last_stride=1)),
+}
+
+# TransReID: He et al., ICCV 2021, arXiv 2102.04378. Reference: damo-cv/TransReID.
+_transreid = partial(
+    Model,
+    head=partial(Head, pool="none", neck="bn", feats="before"),
+    family="TransReID",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+MODELS["vit_base_transreid"] = _transreid(ViT, wiring=TransReID)
+# DeiT's differs in the weights that training starts from only.
+MODELS["vit_transreid"] = MODELS["deit_transreid"] = _transreid(
+    partial(ViT, stride=12, camera_weight=3.0), wiring=partial(TransReID, parts=4)
+)
 
 # Older and other spellings; `create_model` takes them, `list_models` leaves them out.
 ALIASES = {

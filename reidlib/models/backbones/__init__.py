@@ -12,6 +12,7 @@ from reidlib.models.backbones.osnet import OSNet
 from reidlib.models.backbones.resnet import ResNet
 from reidlib.models.backbones.shufflenet import ShuffleNet
 from reidlib.models.backbones.squeezenet import BypassSqueezeNet
+from reidlib.models.backbones.vit import ViT
 
 __all__ = [
     "HACNN",
@@ -27,5 +28,6 @@ __all__ = [
     "SENet",
     "ShuffleNet",
     "SqueezeNet",
+    "ViT",
     "timm_trunk",
 ]

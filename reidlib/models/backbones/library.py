@@ -27,13 +27,14 @@ from reidlib.models.layers import SE, init_weights
 class DenseNet(torchvision_densenet.DenseNet):
     """DenseNet-121: images (B, 3, H, W) to a map (B, 1024, H / 32, W / 32). `last_relu` follows the last norm.
 
-    With `last_stride=1` the last transition pools without stride, and the map has H / 16, W / 16.
+    With `last_stride=1` the last transition does not pool, and the map has H / 16, W / 16.
     """
 
     def __init__(self, *, last_stride: int = 2, last_relu: bool = True) -> None:
         super().__init__(32, (6, 12, 24, 16), 64, num_classes=1)
         del self.classifier
-        self.features.transition3.pool.stride = last_stride
+        if last_stride == 1:
+            self.features.transition3.pool = nn.Identity()
         self.last_relu = last_relu
         self.channels = self.features.norm5.num_features
 
