@@ -70,7 +70,7 @@ def test_plain_papermill_works_from_anywhere(tiny, tmp_path: Path) -> None:
     ("wrong", "said"),
     [
         (("model", "osnet_x025"), "unknown model 'osnet_x025': did you mean 'osnet_x0_25'"),
-        (("dataset", "market1501"), "bounding_box_train, query, bounding_box_test; that folder does not exist"),
+        (("dataset", "market1501"), "line 3) for bounding_box_train, query, bounding_box_test"),
         (("people", "400"), "lower `people`"),
     ],
 )
