@@ -110,6 +110,13 @@ def test_splits_that_cannot_be_used_stop(tiny):
     assert verdicts(passport.check(merge([tiny], combineall=True)))["Is somebody in train and in test?"] == "stop"
 
 
+def test_a_test_needs_no_training_pictures(tiny):
+    lost = replace(tiny, train=tuple(s._replace(path=s.path / "gone") for s in tiny.train))
+    assert verdicts(passport.check(lost)) == {"Is every file there?": "stop"}
+    assert not verdicts(passport.check(lost, training=False))
+    assert "query is empty" in found(passport.check(replace(lost, query=()), training=False), "tested on")
+
+
 def test_unmatched_queries_equal_a_plain_loop(tiny):
     rng = np.random.default_rng(0)
     part = replace(tiny, gallery=tuple(s for s in tiny.gallery if rng.random() < 0.3))

@@ -13,7 +13,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import NamedTuple
 
@@ -96,17 +96,17 @@ def examine(dataset: ReIDDataset, *, progress: bool = False) -> Pictures:
     )
 
 
-def check(dataset: ReIDDataset, pictures: Pictures | None = None, *, near: float = NEAR) -> list[Finding]:
-    """Every question with its answer, the quick ones first; with `pictures` from `examine` also the thorough ones."""
-    findings = [
-        _counts(dataset),
-        _place(dataset),
-        _usable(dataset),
-        _files(dataset),
-        _shared_people(dataset),
-        _shared_files(dataset),
-        _unmatched(dataset),
-    ]
+def check(
+    dataset: ReIDDataset, pictures: Pictures | None = None, *, near: float = NEAR, training: bool = True
+) -> list[Finding]:
+    """Every question with its answer, the quick ones first; with `pictures` from `examine` also the thorough ones.
+
+    Without `training` only what a test needs is asked, of query and gallery: the training pictures may be elsewhere.
+    """
+    if not training:
+        dataset = replace(dataset, train=())
+    findings = [_counts(dataset), _place(dataset), _usable(dataset, training), _files(dataset)]
+    findings += [_shared_people(dataset), _shared_files(dataset)] * training + [_unmatched(dataset)]
     if pictures is not None:
         findings += [_unreadable(dataset, pictures), *_copies(dataset, pictures), *_near(dataset, pictures, near)]
     return findings
@@ -194,6 +194,7 @@ def _counts(data: ReIDDataset) -> Finding:
     wrong = [
         f"{row['split']} has {row[key]} {key}, published {row[f'published {key}']}"
         for row in rows
+        if row["images"]
         for key in keys
         if row[f"published {key}"] not in (None, row[key])
     ]
@@ -207,12 +208,13 @@ def _place(data: ReIDDataset) -> Finding:
     return _answer(question, "; ".join(data.notes), "correct the line in data_paths.yaml", LOOK, fine)
 
 
-def _usable(data: ReIDDataset) -> Finding:
-    empty = [f"{split} is empty" for split, samples in data.splits.items() if not samples]
+def _usable(data: ReIDDataset, training: bool) -> Finding:
+    needed = [split for split in data.splits if training or split != "train"]
+    wrong = [f"{split} is empty" for split in needed if not data.splits[split]]
     if data.train and data.num_classes < 2:
-        empty.append("train shows one person only")
+        wrong.append("train shows one person only")
     advice = "to train takes two people, and to test a query and a gallery: correct the split"
-    return _answer("Can it be trained and tested on?", "; ".join(empty), advice, fine="people in every split")
+    return _answer("Can it be trained and tested on?", "; ".join(wrong), advice, fine="people in every split")
 
 
 def _files(data: ReIDDataset) -> Finding:

@@ -51,9 +51,8 @@ def picture_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 1
         raise ValueError("no picture has a size")
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(
-        sizes[:, 1], sizes[:, 0], s=(4 + 400 * counts / counts.sum()).clip(max=60), color=COLOURS[0], alpha=0.5
-    )
+    area = (4 + 400 * counts / counts.sum()).clip(max=60)
+    axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=COLOURS[0], alpha=0.5)
     edge = 1.15 * np.array([max(sizes[:, 1].max(), 16), max(sizes[:, 0].max(), 32)])
     across = np.array([0, min(edge[0], edge[1] * wanted[1] / wanted[0])])
     axes.plot(across, across * wanted[0] / wanted[1], "--", color=GREY, label=f"shape of {wanted[0]} × {wanted[1]}")
