@@ -86,7 +86,9 @@ def score_matrix(
     matrix = 100 * array(matrix, np.float64)
     if matrix.shape != (len(rows), len(columns)):
         raise ValueError(f"{len(rows)} rows and {len(columns)} columns do not fit a matrix of shape {matrix.shape}")
-    figure = Figure(figsize=(2.6 + 1.05 * len(columns), 1.5 + 0.5 * len(rows)), layout="constrained")
+    width = max(0.7, 0.085 * max(map(len, columns), default=0))
+    width = 0.8 + 0.075 * max(map(len, rows), default=0) + width * len(columns)
+    figure = Figure(figsize=(width, 1.1 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("#F7F7F7")
     axes.grid(False)
