@@ -291,10 +291,10 @@ def lead(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
     """Every key of `state` to a model's own key, by the rules of `family`; our own keys stay as they are."""
     if all(key.startswith(_OWN_PREFIX) for key in state):
         return {key: key for key in state}
-    pattern, variant = VARIANTS.get(family, ("$^", ""))
+    pattern, variant = VARIANTS.get(family, ("(?!)", family))
     rules = RENAMES[variant if any(re.search(pattern, key) for key in state) else family]
     targets = {key: rename(key, rules) for key in state}
-    twins = {target: key for key, target in targets.items() if re.search(TWINS.get(family, "$^"), key)}
+    twins = {target: key for key, target in targets.items() if re.search(TWINS.get(family, "(?!)"), key)}
     for key, target in targets.items():
         if (twin := twins.get(target, key)) != key:
             targets[key] = Drop(f"{twin} is the same tensor, and upstream loads it later")

@@ -60,8 +60,10 @@ def _torchreid(model: nn.Module) -> Complexity:
     return Complexity(params, sum(call.given * _products(call.module, bias=True) for call in leaves))
 
 
+_NOTHING = "(?!)"  # the regular expression that matches no name
+
 _THOP_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)
-_THOP = {"Conv2d", "Linear", "AvgPool2d", "AdaptiveAvgPool2d", *(norm.__name__ for norm in _THOP_NORMS)}
+_THOP = {"Conv2d", "Linear", "AvgPool2d", "AdaptiveAvgPool2d", "Softmax", *(norm.__name__ for norm in _THOP_NORMS)}
 # FastReID's batch norms and the average pool of its head are classes of its own, and its MobileNet pools by a function;
 # its Inceptions come from a timm older than 0.9, whose norms were torch's.
 _THOP_FASTREID = _THOP - {"BatchNorm1d", "BatchNorm2d"} | {"BatchNormAct2d"}
@@ -71,12 +73,12 @@ def _thop(
     model: nn.Module,
     *,
     known: set[str] = _THOP,
-    but: str = "$^",
-    twice: str = "$^",
-    called: str = "$^",
+    but: str = _NOTHING,
+    twice: str = _NOTHING,
+    called: str = _NOTHING,
 ) -> Complexity:
     """Layers of the `known` classes only: others have neither parameters nor cost. No biases; norms cost four an
-    element, average pools one an output, adaptive ones one an input more.
+    element, softmaxes three, average pools one an output, adaptive ones one an input more.
 
     What differs by project: layers whose name matches `but` are left out; of those that match `twice`, registered twice
     there, parameters count twice and costs four times; those that match `called` run there in eval mode, for nothing.
@@ -92,6 +94,7 @@ def _thop(
     for module, taken, given in calls:
         cost = given * _products(module, bias=False) + 4 * taken * isinstance(module, _THOP_NORMS)
         cost += given * isinstance(module, nn.AvgPool2d) + (taken + given) * isinstance(module, nn.AdaptiveAvgPool2d)
+        cost += 3 * taken * isinstance(module, nn.Softmax)
         macs += cost * (4 if re.search(twice, names[module]) else 1)
     params = 0
     for module in {call.module for call in calls}:

@@ -125,12 +125,13 @@ class ChannelSelfAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
+        self.softmax = nn.Softmax(2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.flatten(2)  # (B, C, h * w)
         energy = y @ y.transpose(1, 2)
         # The softmax of the row's maximum minus the energy, as in DANet's code: low energies weigh most.
-        attention = (energy.amax(2, keepdim=True) - energy).softmax(2)
+        attention = self.softmax(energy.amax(2, keepdim=True) - energy)
         return self.gamma * (attention @ y).view_as(x) + x
 
 
@@ -142,10 +143,11 @@ class PositionSelfAttention(nn.Module):
         self.query_conv, self.key_conv = (nn.Conv2d(channels, channels // reduction, 1) for _ in range(2))
         self.value_conv = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(1))
+        self.softmax = nn.Softmax(2)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
-        attention = (query.transpose(1, 2) @ key).softmax(2)  # (B, h * w, h * w)
+        attention = self.softmax(query.transpose(1, 2) @ key)  # (B, h * w, h * w)
         return self.gamma * (value @ attention.transpose(1, 2)).view_as(x) + x
 
 
