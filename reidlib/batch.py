@@ -87,13 +87,14 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
     from papermill.exceptions import PapermillExecutionError
 
     run = Run(Run.folder(values["run"]))
+    known = parameters(name)
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / f"{name}.ipynb"
         try:
             execute_notebook(
                 str(NOTEBOOKS / f"{name}.ipynb"),
                 str(executed),
-                values,
+                {p: value for p, value in values.items() if p in known},
                 kernel_name="python3",
                 cwd=str(NOTEBOOKS),
                 progress_bar={"desc": f"{name:9}"} if progress else False,
@@ -110,8 +111,9 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
         except DeadKernelError as error:
             raise NotebookFailed(f"{name}.ipynb failed: its kernel died (out of memory, or killed)") from error
         notebook = nbformat.read(executed, as_version=4)
-        _keep(executed, run, f"{name}.ipynb")
-    folder = run.path / "notebooks"
+        folder = run.path / "notebooks"
+        with whole_file(folder / f"{name}.ipynb") as part:
+            shutil.copyfile(executed, part)
     (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
     with whole_file(folder / f"{name}.html") as part:
         part.write_text(to_html(notebook, name), encoding="utf-8")
@@ -155,11 +157,13 @@ def run_all(names: Sequence[str], given: dict[str, str], *, progress: bool = Tru
 
 
 def _new_name(names: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
-    """A name no run has yet where a model is trained, else the newest run."""
-    if "train" not in names:
+    """A name no run has yet where a model is trained or none is needed, else the newest run."""
+    known = {name: parameters(name) for name in names}
+    if "train" not in names and any("run" in declared for declared in known.values()):
         return str(Run.open().path)
-    default = {p: d["default"].strip("\"'") for p, d in parameters("train").items()}
-    parts = [str(values["train"].get(p, default[p])) for p in ("model", "dataset")]
+    first = "train" if "train" in names else names[0]
+    default = {p: d["default"].strip("\"'") for p, d in known[first].items()}
+    parts = [str(values[first].get(p, default[p])) for p in ("model", "dataset") if p in default] or [first]
     return "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S}"])
 
 

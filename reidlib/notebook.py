@@ -125,7 +125,13 @@ def rank_rows(
 
 
 def cams(
-    model: ReIDModel, queries: Sequence[Sample], gallery: Sequence[Sample], ranked: Tensor, similarity: Tensor
+    model: ReIDModel,
+    queries: Sequence[Sample],
+    gallery: Sequence[Sample],
+    ranked: Tensor,
+    similarity: Tensor,
+    *,
+    cameras: dict[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The maps that `plots.cam_figure` takes for those rows: (R, H, W) of the features, twice (R, k, H, W) of pairs."""
     from reidlib.plots import feature_cam, similarity_cam
@@ -133,8 +139,9 @@ def cams(
     rows, k = ranked.shape
     left = torch.stack([read_image(s.path, model.input_size) for s in queries])
     right = torch.stack([read_image(gallery[i].path, model.input_size) for i in ranked.flatten().tolist()])
-    left_cams = torch.tensor([s.camid for s in queries])
-    right_cams = torch.tensor([gallery[i].camid for i in ranked.flatten().tolist()])
+    known = cameras or {}
+    left_cams = torch.tensor([known.get(s.camid, -1) for s in queries])
+    right_cams = torch.tensor([known.get(gallery[i].camid, -1) for i in ranked.flatten().tolist()])
     pairs = similarity_cam(
         model, left.repeat_interleave(k, 0), right, left_cams.repeat_interleave(k), right_cams
     )  # 2 × (R·k, H, W)

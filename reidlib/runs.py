@@ -200,17 +200,28 @@ class Run:
     def features(
         self, model: "ReIDModel", dataset: "ReIDDataset", *, workers: int = 0, progress: bool = False
     ) -> tuple["Features", "Features"]:
-        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree."""
+        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree.
+
+        A model that embeds the camera is told it only on the data set it was trained on.
+        """
         from reidlib.data.loaders import eval_loader
         from reidlib.evaluation.features import extract_features, load_features, save_features
 
         path = self.path / "features" / f"{dataset.name}.safetensors"
         stamp = {"weights": _sha256(self.path / "model.safetensors"), "data": dataset.fingerprint()}
+        own = dataset.name == self.read_json("model.json").get("trained_on")
         found = load_features(path, stamp)
         if found is None:
             found = {
                 split: extract_features(
-                    model, eval_loader(getattr(dataset, split), model.input_size, workers=workers), progress=progress
+                    model,
+                    eval_loader(
+                        getattr(dataset, split),
+                        model.input_size,
+                        cameras=dataset.camera_labels if own else None,
+                        workers=workers,
+                    ),
+                    progress=progress,
                 )
                 for split in ("query", "gallery")
             }

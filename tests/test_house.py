@@ -187,7 +187,7 @@ def test_the_train_notebook_starts_from_the_defaults_of_a_recipe() -> None:
 
 
 def test_there_is_a_notebook_for_each_task() -> None:
-    assert {"train", "test", "ranklist", "gradcam", "tsne"} <= {path.stem for path in NOTEBOOKS}
+    assert {"dataset", "train", "test", "ranklist", "gradcam", "tsne"} <= {path.stem for path in NOTEBOOKS}
 
 
 # The tree

@@ -35,6 +35,7 @@ def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None
     figures = {p.name for p in (run / "figures").iterdir()}
     assert figures == {
         "people_x_cameras.png", "training_curves.png", "cmc.png", "ap_histogram.png", "camera_pairs.png",
+        "cross_domain_mAP.png",
         "ranklist_synthetic-tiny_worst.png", "ranklist_synthetic-tiny_worst.csv", "gradcam_synthetic-tiny_random.png",
         "tsne_synthetic-tiny_person.png", "tsne_synthetic-tiny_camera.png", "tsne_synthetic-tiny_pictures.png",
     }  # fmt: skip

@@ -21,16 +21,21 @@ CACHE_GIB = 2.0
 
 
 class Batch(NamedTuple):
-    """images (B, 3, H, W) uint8; pids, camids and indices (B,) int64, indices counting in the samples' order."""
+    """images (B, 3, H, W) uint8; the rest (B,) int64.
+
+    `camids` are the data set's own, for ranking; `cameras` what a model that embeds the camera is told, -1 for one that
+    it was not trained on. `indices` count in the samples' order.
+    """
 
     images: Tensor
     pids: Tensor
     camids: Tensor
+    cameras: Tensor
     indices: Tensor
 
 
 class ImageSet(Dataset[Batch]):
-    """Samples as batches: `images[[3, 1, 2]]` is a Batch. `labels` says what stands for each pid."""
+    """Samples as batches: `images[[3, 1, 2]]` is a Batch. `labels` and `cameras` say what stands for pid and camid."""
 
     def __init__(
         self,
@@ -38,11 +43,13 @@ class ImageSet(Dataset[Batch]):
         size: tuple[int, int],
         *,
         labels: dict[int, int] | None = None,
+        cameras: dict[int, int] | None = None,
         cache_gib: float = CACHE_GIB,
     ) -> None:
         self.samples, self.size = samples, tuple(size)
         self.pids = torch.tensor([s.pid if labels is None else labels[s.pid] for s in samples], dtype=torch.int64)
         self.camids = torch.tensor([s.camid for s in samples], dtype=torch.int64)
+        self.cameras = torch.tensor([(cameras or {}).get(s.camid, -1) for s in samples], dtype=torch.int64)
         self.fits = len(samples) * 3 * size[0] * size[1] <= cache_gib * 2**30
         self._cache: Tensor | None = None
         self.pack = find_pack(samples, self.size)
@@ -80,7 +87,7 @@ class ImageSet(Dataset[Batch]):
             images = self.pack.read(indices)
         else:
             images = torch.stack([read_image(self.samples[i].path, self.size) for i in at.tolist()])
-        return Batch(images, self.pids[at], self.camids[at], at)
+        return Batch(images, self.pids[at], self.camids[at], self.cameras[at], at)
 
 
 def _raise_for_bad(bad: list[str], images: ImageSet) -> None:
@@ -123,7 +130,7 @@ def train_loader(
     Decodes the set first where it fits into memory. Raises OSError for unreadable pictures, ValueError for a batch that
     the set cannot fill.
     """
-    samples = ImageSet(dataset.train, size, labels=dataset.labels, cache_gib=cache_gib)
+    samples = ImageSet(dataset.train, size, labels=dataset.labels, cameras=dataset.camera_labels, cache_gib=cache_gib)
     place = {"seed": seed, "rank": rank, "world": world}
     if pk:
         sampler = PKSampler(samples.pids.tolist(), people, images, **place)
@@ -138,10 +145,11 @@ def eval_loader(
     samples: Sequence[Sample],
     size: tuple[int, int],
     *,
+    cameras: dict[int, int] | None = None,
     batch_size: int = 64,
     workers: int = 0,
     cache_gib: float = CACHE_GIB,
 ) -> DataLoader[Batch]:
-    """All samples once, in their order."""
-    images = ImageSet(samples, size, cache_gib=cache_gib).preload()
+    """All samples once, in their order. `cameras`: the training set's `camera_labels`, where these are its cameras."""
+    images = ImageSet(samples, size, cameras=cameras, cache_gib=cache_gib).preload()
     return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)

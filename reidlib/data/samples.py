@@ -48,6 +48,11 @@ class ReIDDataset:
         """Training pid → class index, numbered by sorted pid, so that every process agrees."""
         return {pid: label for label, pid in enumerate(sorted({s.pid for s in self.train}))}
 
+    @cached_property
+    def camera_labels(self) -> dict[int, int]:
+        """Training camid → what a model that embeds the camera calls it: 0, 1, … (camid - 1 in the published sets)."""
+        return {camid: label for label, camid in enumerate(sorted({s.camid for s in self.train}))}
+
     @property
     def num_classes(self) -> int:
         return len(self.labels)

@@ -31,7 +31,7 @@ def extract_features(
     bfloat16: bool = False,
     progress: bool = False,
 ) -> Features:
-    """The features of all `batches` (each with images, pids, camids) in their order.
+    """The features of all `batches` (each with images, pids, camids, cameras) in their order.
 
     `device` defaults to where the model is. `bfloat16` runs the network (never the ranking) under autocast: faster on a
     GPU, and features then carry its rounding. The model is put into eval mode for the call and back afterwards.
@@ -51,7 +51,7 @@ def extract_features(
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             for batch in batches:
                 images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-                out = model(images, batch.camids.to(device))
+                out = model(images, batch.cameras.to(device))
                 feats.append(out.float())  # stays on the device: copying each batch would make the GPU wait
                 pids.append(batch.pids)
                 camids.append(batch.camids)

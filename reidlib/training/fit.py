@@ -60,7 +60,10 @@ def fit(
         workers=workers,
         **place,
     )
-    splits = [eval_loader(s, model.input_size, workers=workers) for s in (dataset.query, dataset.gallery)]
+    splits = [
+        eval_loader(s, model.input_size, cameras=dataset.camera_labels, workers=workers)
+        for s in (dataset.query, dataset.gallery)
+    ]
     augment = build_augmentation(recipe.augment)
     stamp = _stamp(model, dataset, recipe, accelerator.num_processes)
     checkpoint = run.begin().path / "last.pt"
@@ -86,7 +89,7 @@ def fit(
             if accelerator.is_main_process:
                 if row.get("mAP", -1.0) > best:
                     best = row["mAP"]
-                    run.save_model(bare, trained_on=dataset.name, epoch=epoch)
+                    run.save_model(bare, trained_on=dataset.name, tested_on=dataset.tested_on, epoch=epoch)
                 state = {"stamp": stamp, "history": history, "best": best}
                 state |= {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
                 # Through a Python file: torch's own writer would hide that the disk is full.
@@ -141,7 +144,7 @@ def _train_epoch(
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
             labels = batch.pids.to(device, non_blocking=True)
             images = augment(images, torch_generator_for(recipe.seed, "augment", epoch, step, rank))
-            outputs = net(images, batch.camids.to(device))
+            outputs = net(images, batch.cameras.to(device))
             loss, parts = training_loss(
                 outputs,
                 labels,
@@ -179,7 +182,7 @@ def _stamp(model: nn.Module, dataset: ReIDDataset, recipe: Recipe, world: int) -
         "model": model.name,
         "input_size": list(model.input_size),
         "dataset": dataset.name,
-        "training images": len(dataset.train),
+        "data": dataset.fingerprint(),
         "processes": world,
         **asdict(recipe),
     }
