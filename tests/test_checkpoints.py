@@ -74,6 +74,30 @@ def same(one, other):
         ("torchreid-2018", "block4.2.conv1.bn.bias", "network.backbone.conv4.2.conv1.bn.bias"),
         ("torchreid-2018", "fire2.expand.conv11.bn.bias", "network.backbone.fire2.conv11.bn.bias"),
         ("torchreid-2018", "conv10.weight", "network.head.scores.weight"),
+        ("reid-strong-baseline", "base.layer0.conv1.weight", "network.backbone.layer0.conv1.weight"),
+        ("reid-strong-baseline", "base.fc.bias", Drop("the library's ImageNet classifier")),
+        ("AGW", "base.NL_3.2.W.1.bias", "network.backbone.layer3.non_local2.W.1.bias"),
+        ("AGW", "global_pool.p", "network.head.pool.p"),
+        ("fast-reid", "heads.weight", "network.head.classifier.weight"),
+        ("fast-reid", "heads.bottleneck.0.bias", "network.head.neck.bias"),
+        ("fast-reid", "backbone.layer2.1.se.fc.2.weight", "network.backbone.layer2.1.se.fc2.weight"),
+        ("fast-reid", "backbone.conv2.0.conv2d.1.bn.bias", "network.backbone.conv2.0.streams.3.1.bn.bias"),
+        ("fast-reid", "backbone.repeat.0.conv2d.bias", "network.backbone.repeat.0.conv2d.bias"),  # Inception-ResNet
+        ("fast-reid", "backbone.6.downsample.0.weight", "network.backbone.common.6.downsample.0.weight"),  # MGN
+        ("fast-reid", "b3.1.0.conv1.weight", "network.backbone.branches.b3.1.0.conv1.weight"),
+        ("fast-reid", "b21_head.bottleneck.0.weight", "network.heads.3.embedding.weight"),
+        ("fast-reid", "b33_head.weight", "network.heads.7.classifier.weight"),
+        ("APNet", "base_4.0.5.bn1.bias", "network.backbone.layer3.5.bn1.bias"),
+        ("APNet", "BN1.bottleneck2.weight", "network.backbone.attention0.norm.weight"),
+        ("APNet", "att_s5.fc1.bias", "network.backbone.attention4.split.fc1.bias"),
+        ("APNet", "att2.fc.0.weight", "network.backbone.attention1.se.fc1.weight"),
+        ("ABD-Net", "common_branch.shallow_cam._cam_module.gamma", "network.backbone.attention.gamma"),
+        ("ABD-Net", "branches.1.1.pam_module.attention_module.gamma", "network.heads.1.streams.pam.1.gamma"),
+        ("ABD-Net, branches swapped", "branches.0.1.sum_conv.1.bias", "network.heads.1.merge.1.bias"),
+        ("TransReID", "base.blocks.11.mlp.fc2.bias", "network.last.0.0.mlp.fc2.bias"),
+        ("TransReID with JPM", "base.norm.weight", Drop("upstream runs its copies b1 and b2 instead")),
+        ("TransReID with JPM", "b2.1.weight", "network.last.1.1.weight"),
+        ("TransReID with JPM", "bottleneck_4.running_var", "network.heads.4.neck.running_var"),
     ],
 )
 def test_rename_rules(family, upstream, ours):
@@ -86,6 +110,43 @@ def test_torchvision_imagenet_weights_load_without_their_classifier():
     report = load_checkpoint(model, trunk | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)})
     assert set(report.dropped) == {"fc.weight", "fc.bias"}
     assert report.kept == ("network.head.classifier.weight", "network.head.classifier.bias")
+
+
+def test_a_trunk_that_is_in_the_file_twice_comes_from_the_later_entries():
+    fixture = read_fixtures()["resnet50_ap"]
+    state = draw_state(fixture)
+    state["base.conv1.weight"] = torch.zeros_like(state["base.conv1.weight"])
+    model = create_model("resnet50_ap", num_classes=751)
+    report = load_checkpoint(model, state)
+    assert set(report.dropped) == set(fixture["aliases"].values())
+    assert "base_1.0.weight is the same tensor" in report.dropped["base.conv1.weight"]
+    assert torch.equal(model.network.backbone.conv1.weight, state["base_1.0.weight"])
+    once = {key: tensor for key, tensor in state.items() if key not in fixture["aliases"]}
+    assert load_checkpoint(model, once).dropped == {}
+    assert not model.network.backbone.conv1.weight.any()
+    del state["base_5.0.2.bn3.bias"], state["base.layer4.2.bn3.bias"]
+    with pytest.raises(CheckpointError, match=r"layer4\.2\.bn3\.bias is missing"):
+        load_checkpoint(model, state)
+
+
+def test_branches_are_told_apart_by_what_is_in_them():
+    state = draw_state(read_fixtures()["densenet121_abd"])
+    swap = {"branches.0.": "branches.1.", "branches.1.": "branches.0."}
+    swapped = {swap.get(key[:11], key[:11]) + key[11:]: tensor for key, tensor in state.items()}
+    model, other = (create_model("densenet121_abd", num_classes=751) for _ in range(2))
+    assert load_checkpoint(model, state).kept == load_checkpoint(other, swapped).kept == ()
+    assert same(model.state_dict(), other.state_dict())
+
+
+def test_a_linear_layer_on_channels_is_a_1x1_convolution():
+    state = draw_state(read_fixtures()["bagtricks_SeR50_fastreid"])
+    model = create_model("bagtricks_SeR50_fastreid", num_classes=751)
+    load_checkpoint(model, state)
+    fc = model.network.backbone.layer1[0].se.fc1.weight
+    assert torch.equal(fc[:, :, 0, 0], state["backbone.layer1.0.se.fc.0.weight"])
+    state["backbone.layer1.0.se.fc.0.weight"] = state["backbone.layer1.0.se.fc.0.weight"].T
+    with pytest.raises(CheckpointError, match=r"se\.fc\.0\.weight is \(256, 16\), \(16, 256, 1, 1\) in the model"):
+        load_checkpoint(model, state)
 
 
 def test_an_embedding_is_never_taken_for_a_classifier(state, model):

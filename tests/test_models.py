@@ -4,6 +4,8 @@ import copy
 import random
 import shutil
 import socket
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 
@@ -16,8 +18,10 @@ from torch.nn import functional as F
 
 from reidlib.models import complexity, create_model, list_models, load_checkpoint
 from reidlib.models.__main__ import main
+from reidlib.models.architectures import jigsaw
 from reidlib.models.backbones import HACNN
 from reidlib.models.checkpoints import RENAMES
+from reidlib.models.layers import NonLocal, stripes
 from reidlib.models.published import published
 from reidlib.models.zoo import ALIASES, MODELS
 
@@ -259,6 +263,18 @@ def test_normalisation_is_inside(loaded, images):
 
 
 @slow_but(REPRESENTATIVES)
+def test_folded_norms_leave_the_feature_as_it_is(loaded, images):
+    model, fixture = loaded
+    fused, camids = model.fuse(), camids_of(fixture)
+    assert len(fused.state_dict()) < len(model.state_dict()) or not any(
+        type(module) is torch.nn.BatchNorm2d for module in model.modules()
+    )
+    with torch.no_grad():
+        feats = model(images, camids)
+        torch.testing.assert_close(fused(images, camids), feats, rtol=1e-4, atol=1e-5 * feats.abs().max().item())
+
+
+@slow_but(REPRESENTATIVES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_finite_float_feats(loaded, images, dtype):
     model, _ = loaded
@@ -337,6 +353,86 @@ def test_training_lowers_the_loss_and_reaches_what_the_feature_reaches(name):
     model.eval().zero_grad()
     model(images, camids).sum().backward()
     assert {key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()} <= trained
+
+
+@pytest.fixture(scope="module")
+def sie():
+    """TransReID that knows three cameras."""
+    return create_model("vit_transreid", num_cameras=3, input_size=(64, 32)).eval()
+
+
+@pytest.fixture
+def two():
+    return torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_camera_never_seen_takes_the_mean_embedding_with_one_warning(sie, two):
+    backbone = sie.network.backbone
+    backbone.warned = False
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match=r"camids \[-1, 7\] are not in 0 to 2: .* mean camera embedding"):
+            feats = sie(two, torch.tensor([7, -1]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it was said once
+            torch.testing.assert_close(sie(two), feats)
+            mixed = sie(two, torch.tensor([1, 7]))
+        torch.testing.assert_close(mixed[1], feats[1])
+        assert (mixed[0] - feats[0]).abs().max() > 1e-4
+        mean = backbone.sie_embed.mean(0, keepdim=True)
+        with patched(backbone, sie_embed=torch.nn.Parameter(mean)):
+            torch.testing.assert_close(sie(two, torch.tensor([0, 0])), feats)
+
+
+def test_a_camera_never_seen_is_an_error_if_so_declared(sie, two):
+    with patched(sie.network.backbone, unseen_camera="error"), torch.no_grad():
+        with pytest.raises(ValueError, match=r"nothing for these images: camids \[3\] are not in 0 to 2"):
+            sie(two, torch.tensor([3, 0]))
+        with pytest.raises(ValueError, match="no camids are given"):
+            sie(two)
+
+
+@contextmanager
+def patched(module, **values):
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
+    yield
+    for name, value in before.items():
+        setattr(module, name, value)
+
+
+@pytest.mark.parametrize("count", [4, 15, 210])
+def test_patches_are_shifted_by_four_and_interleaved_as_by_hand(count):
+    patches = torch.arange(float(count)).view(1, count, 1).expand(2, -1, 3)
+    order = [(i + 4) % count for i in range(count)]
+    order += [order[-2]] if count % 2 else []
+    half = len(order) // 2
+    order = [number for pair in zip(order[:half], order[half:], strict=True) for number in pair]
+    length = count // 4
+    runs = jigsaw(patches, 4)
+    assert runs.shape == (2, 4, length, 3)
+    assert runs[1, :, :, 2].tolist() == [order[i * length : (i + 1) * length] for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "cut"), [(16, 3, [6, 6, 4]), (16, 2, [8, 8]), (15, 2, [8, 7]), (2, 3, [1] * 3)]
+)
+def test_stripes_are_cut_as_torch_chunks_and_never_empty(rows, count, cut):
+    x = torch.arange(float(rows)).view(1, 1, rows, 1)
+    parts = stripes(x, count)
+    assert [part.shape[2] for part in parts] == cut
+    if rows >= count:
+        assert all(torch.equal(a, b) for a, b in zip(parts, x.chunk(count, dim=2), strict=True))
+
+
+def test_the_non_local_block_is_the_sum_over_all_pairs():
+    torch.manual_seed(1)
+    block = NonLocal(6).double().eval()
+    torch.nn.init.ones_(block.W[1].weight)
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64)
+    g, theta, phi = (conv(x).flatten(1) for conv in (block.g, block.theta, block.phi))
+    y = torch.stack([(theta[:, i, None] * phi * g).sum(1) / 6 for i in range(6)], dim=1)
+    torch.testing.assert_close(block(x), x + block.W(y.view(2, 1, 3, 2)))
 
 
 def test_without_classes_there_are_embeddings_only():

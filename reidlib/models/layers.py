@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 _NORMS = {
     "bn": nn.BatchNorm2d,
@@ -178,6 +179,21 @@ def stripes(x: Tensor, count: int) -> list[Tensor]:
     rows = -(-x.shape[2] // count)
     starts = (min(number * rows, x.shape[2] - 1) for number in range(count))
     return [x[:, :, start : start + rows] for start in starts]
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm into the convolution registered just before it, in place; for eval mode only.
+
+    In all trunks here the one's output is the other's input. Subclasses, which may do more than norm, are left alone.
+    """
+    before: tuple[str, nn.Module] = ("", module)
+    for name, child in module.named_children():
+        conv_name, conv = before
+        before = (name, child)
+        if type(child) is nn.BatchNorm2d and type(conv) is nn.Conv2d and conv.out_channels == child.num_features:
+            setattr(module, conv_name, fuse_conv_bn_eval(conv, child))
+            setattr(module, name, nn.Identity())
+        fold_norms(child)
 
 
 def init_weights(module: nn.Module) -> None:
