@@ -4,6 +4,8 @@ import copy
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,6 +147,26 @@ def test_building_has_no_side_effect(name, capfd, monkeypatch):
     assert torch.initial_seed() == seed
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
     assert random.getstate() == python_state
+
+
+BUILD_ALL = """
+import resource, time
+from reidlib.models import create_model, list_models
+start = time.perf_counter()
+for name in list_models():
+    create_model(name, num_classes=751, num_cameras=6)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_all_models_are_built_in_one_process(capsys):
+    out = subprocess.run([sys.executable, "-c", BUILD_ALL], capture_output=True, text=True, check=True)
+    seconds, gigabytes = map(float, out.stdout.split())
+    with capsys.disabled():
+        print(f"\n{len(list_models())} models built one after another in {seconds:.0f} s, {gigabytes:.2f} GiB at most")
+    assert gigabytes < 3
+    assert out.stderr == ""
 
 
 # Layouts

@@ -85,7 +85,7 @@ class ViT(nn.Module):
             return mean
         camids = camids.to(mean.device)
         known = (camids >= 0) & (camids < count)
-        if not torch.compiler.is_compiling() and not known.all():
+        if not (torch.compiler.is_compiling() or known.is_meta) and not known.all():  # these two have no values to ask
             self._unseen(f"camids {sorted(set(camids[~known].tolist()))} are not in 0 to {count - 1}")
         embedding = self.sie_embed[camids.clamp(0, count - 1)]
         return torch.where(known.view(-1, 1, 1), embedding, mean)
