@@ -44,6 +44,7 @@ setup: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/evaluator.py
+	$(BIN)/python benchmarks/extraction.py
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
