@@ -77,7 +77,11 @@ def run_all(browser, url: str, folder: Path, name: str, timeout: float = 240) ->
     while time.monotonic() < end:
         time.sleep(2)
         page.keyboard.press("Control+s")
-        cells = [c for c in json.loads((folder / f"{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+        try:
+            book = json.loads((folder / f"{name}.ipynb").read_text())
+        except json.JSONDecodeError:  # read while JupyterLab was writing it
+            continue
+        cells = [c for c in book["cells"] if c["cell_type"] == "code"]
         wrong = [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
         assert not wrong, f"{name}: {wrong[0]['ename']}: {wrong[0]['evalue']}"
         if all(c["execution_count"] for c in cells):
