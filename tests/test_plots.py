@@ -278,10 +278,10 @@ def test_cmc_ap_and_camera_pairs():
     said = texts(plots.ap_histogram([0.5, np.nan, 1.0, 0.0], worst=2))
     assert "mAP 50.0 %" in said
     assert "the 2 worst (up to 50.0 %)" in said
-    said = texts(plots.camera_pair_heatmap([[np.nan, 0.25], [0.5, np.nan]], [3, 7]))
-    assert {"25", "50", "–", "3", "7"} <= set(said)
-    with pytest.raises(ValueError, match="shape"):
-        plots.camera_pair_heatmap(np.zeros((2, 3)), [1, 2])
+    said = texts(plots.score_matrix(torch.tensor([[np.nan, 0.25], [0.5, np.nan]]), torch.tensor([3, 7]), [3, 7]))
+    assert {"25.0", "50.0", "–", "3", "7"} <= set(said)
+    with pytest.raises(ValueError, match="2 rows and 2 columns do not fit"):
+        plots.score_matrix(np.zeros((2, 3)), [1, 2], [1, 2])
     with pytest.raises(ValueError, match="no query has a match"):
         plots.ap_histogram([np.nan])
 

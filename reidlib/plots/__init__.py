@@ -8,10 +8,10 @@ from importlib import import_module
 _ROOMS = {
     "style": ("save",),
     "pictures": ("contact_sheet", "rank_list", "rank_list_rows", "cam_figure", "overlay"),
-    "curves": ("training_curves", "cmc_curves", "ap_histogram", "camera_pair_heatmap"),
+    "curves": ("training_curves", "cmc_curves", "ap_histogram", "score_matrix"),
     "cam": ("feature_cam", "similarity_cam"),
     "tsne": ("tsne_map", "tsne_figure", "tsne_pictures"),
-    "passport": ("picture_counts", "picture_sizes", "pair_sheet", "score_matrix"),
+    "passport": ("picture_counts", "picture_sizes", "pair_sheet"),
 }
 _PUBLIC = {name: f"reidlib.plots.{room}" for room, names in _ROOMS.items() for name in names}
 

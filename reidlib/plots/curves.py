@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from reidlib.plots.style import COLOURS, GREY, INK, LINES, VERDICTS, Figure, array, styled
+from reidlib.plots.style import COLOURS, INK, LINES, VERDICTS, Figure, array, styled
 
 # Panel title, the keys drawn in it (in small letters), factor.
 _PANELS = (
@@ -97,37 +97,30 @@ def ap_histogram(ap: Any, title: str = "", worst: int = 10) -> Figure:
 
 
 @styled
-def camera_pair_heatmap(
-    matrix: Any, query_camids: Any, gallery_camids: Any = None, title: str = "", label: str = "mAP (%)"
-) -> Figure:
-    """Scores (Cq, Cg) by camera of the query (rows) and of the gallery (columns), as fractions; NaN is left blank.
+def score_matrix(matrix: Any, rows: Any, columns: Any, title: str = "", labels: tuple[str, str] = ("", "")) -> Figure:
+    """Scores (R, C) as fractions, drawn in percent, with names or numbers of `rows` and `columns`; NaN is a dash.
 
-    The cameras of the columns default to those of the rows.
+    `labels` say what rows and columns are, such as cameras of query and gallery, or sources and targets.
     """
     matrix = 100 * array(matrix, np.float64)
-    rows, columns = (
-        array(c, np.int64).tolist() for c in (query_camids, query_camids if gallery_camids is None else gallery_camids)
-    )
+    rows, columns = ([str(name) for name in array(names).tolist()] for names in (rows, columns))
     if matrix.shape != (len(rows), len(columns)):
-        raise ValueError(f"{len(rows)} × {len(columns)} cameras do not fit a matrix of shape {matrix.shape}")
-    width, height = 0.42 * max(len(columns), 4), 0.42 * max(len(rows), 4)
-    figure = Figure(figsize=(width + 1.7, height + 1.0), layout="constrained")
+        raise ValueError(f"{len(rows)} rows and {len(columns)} columns do not fit a matrix of shape {matrix.shape}")
+    width = max(0.7, 0.085 * max(map(len, columns), default=0))
+    width = 0.8 + 0.075 * max(map(len, rows), default=0) + width * len(columns)
+    figure = Figure(figsize=(width, 1.1 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("#F7F7F7")
     axes.grid(False)
     low, high = (np.nanmin(matrix), np.nanmax(matrix)) if np.isfinite(matrix).any() else (0, 100)
-    picture = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9))
+    picture = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
-        if np.isnan(value):
-            axes.text(j, i, "–", ha="center", va="center", size=8, color=GREY)
-        else:
-            red, green, blue, _ = colormaps["cividis"](picture.norm(value))
-            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
-            axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=8, color=ink)
-    axes.set(title=title, xlabel="camera of the gallery picture", ylabel="camera of the query")
-    axes.set_xticks(range(len(columns)), columns)
+        red, green, blue, _ = colormaps["cividis"](picture.norm(0 if np.isnan(value) else value))
+        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 and not np.isnan(value) else "black"
+        axes.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=ink)
+    axes.set(title=title, ylabel=labels[0], xlabel=labels[1])
     axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(picture, label=label, shrink=0.8).outline.set_visible(False)
     return figure

@@ -76,31 +76,3 @@ def pair_sheet(pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: 
     rows = [[c for pair in cells[i : i + columns] for c in (*pair, None)] for i in range(0, len(cells), columns)]
     across = len(rows[0]) // 3
     return _grid(rows, title=title, headers=[""] * 3 * across, lines=2, widths=[0.8, 0.8, 0.2] * across)
-
-
-@styled
-def score_matrix(
-    matrix: Any, rows: Sequence[str], columns: Sequence[str], title: str = "", labels: tuple[str, str] = ("", "")
-) -> Figure:
-    """Scores (R, C) as fractions, drawn in percent: NaN is left blank. `labels` name the rows and the columns."""
-    matrix = 100 * array(matrix, np.float64)
-    if matrix.shape != (len(rows), len(columns)):
-        raise ValueError(f"{len(rows)} rows and {len(columns)} columns do not fit a matrix of shape {matrix.shape}")
-    width = max(0.7, 0.085 * max(map(len, columns), default=0))
-    width = 0.8 + 0.075 * max(map(len, rows), default=0) + width * len(columns)
-    figure = Figure(figsize=(width, 1.1 + 0.45 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_facecolor("#F7F7F7")
-    axes.grid(False)
-    low, high = (np.nanmin(matrix), np.nanmax(matrix)) if np.isfinite(matrix).any() else (0, 100)
-    picture = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
-    for (i, j), value in np.ndenumerate(matrix):
-        red, green, blue, _ = colormaps["cividis"](picture.norm(0 if np.isnan(value) else value))
-        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 and not np.isnan(value) else "black"
-        axes.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=ink)
-    axes.set(title=title, ylabel=labels[0], xlabel=labels[1])
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure
