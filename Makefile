@@ -14,6 +14,8 @@ READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 # spend their time waiting for each other. The tests use the other cores by running side by side.
 demo test test-all: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
+# train first: the others open its run, where they would train one of their own
+BOOKS  := notebooks/train.ipynb $(filter-out notebooks/train.ipynb,$(wildcard notebooks/*.ipynb))
 
 demo: $(READY)
 	$(BIN)/python -m reidlib.batch train test ranklist gradcam tsne \
@@ -22,11 +24,11 @@ demo: $(READY)
 
 test: $(READY) lint
 	$(PYTEST) -m "not slow" -n auto --maxprocesses 4 --dist loadscope
-	REID_RUNS=$$(mktemp -d) $(PYTEST) --nbval-lax notebooks/train.ipynb notebooks  # train first: the others open its run
+	REID_RUNS=$$(mktemp -d) $(PYTEST) --nbval-lax $(BOOKS)
 
 test-all: $(READY) lint
 	$(PYTEST) -n auto --maxprocesses 4 --dist loadscope
-	REID_RUNS=$$(mktemp -d) $(PYTEST) --nbval-lax notebooks/train.ipynb notebooks  # train first: the others open its run
+	REID_RUNS=$$(mktemp -d) $(PYTEST) --nbval-lax $(BOOKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,7 +37,7 @@ lint: $(READY)
 # The committed notebooks carry the outputs of their defaults: run this after changing one.
 notebooks: $(READY)
 	REID_RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
-	  --ExecutePreprocessor.record_timing=False notebooks/train.ipynb $(filter-out notebooks/train.ipynb,$(wildcard notebooks/*.ipynb))
+	  --ExecutePreprocessor.record_timing=False $(BOOKS)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
