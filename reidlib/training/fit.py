@@ -22,7 +22,8 @@ from reidlib.evaluation import evaluate_ranking, extract_features, ranking_input
 from reidlib.files import whole_file
 from reidlib.runs import Run
 from reidlib.seeds import seeded, torch_generator_for
-from reidlib.training.losses import training_loss
+from reidlib.training.losses import Criterion
+from reidlib.training.optim import begin_epoch, build_optimizer, set_rate
 from reidlib.training.recipes import Recipe
 
 History = list[dict[str, float]]
@@ -70,19 +71,22 @@ def fit(
     state = _load_checkpoint(checkpoint, stamp)
 
     model.to(memory_format=torch.channels_last)  # convolutions are half as fast again, on CPUs and in bfloat16
-    optimizer = _optimizer(model, recipe)
+    criterion = Criterion(recipe).to(accelerator.device)
+    optimizer = build_optimizer(model, recipe)
     net, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
     try:
         if state:
             bare.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            criterion.load_state_dict(state["criterion"])
             history, best = state["history"], state["best"]
         else:
             history, best = [{"epoch": 0, **_evaluate(bare, splits, recipe, accelerator)}], -1.0
         run.write_metrics(history)
         for epoch in range(len(history), recipe.epochs + 1):
-            row = {"epoch": epoch, **_train_epoch(net, loader, optimizer, augment, recipe, epoch, accelerator, place)}
+            row = {"epoch": epoch}
+            row |= _train_epoch(net, loader, criterion, optimizer, augment, recipe, epoch, accelerator, place)
             if epoch % recipe.eval_every == 0 or epoch == recipe.epochs:
                 row |= _evaluate(bare, splits, recipe, accelerator)
             history.append(row)
@@ -92,6 +96,7 @@ def fit(
                     run.save_model(bare, trained_on=dataset.name, tested_on=dataset.tested_on, epoch=epoch)
                 state = {"stamp": stamp, "history": history, "best": best}
                 state |= {"model": bare.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"criterion": criterion.state_dict()}
                 # Through a Python file: torch's own writer would hide that the disk is full.
                 with whole_file(checkpoint) as part, part.open("wb") as file:
                     torch.save(state, file)
@@ -115,15 +120,10 @@ def _accelerator(cpu: bool) -> Any:
     return Accelerator(cpu=cpu, mixed_precision="bf16" if bfloat16 else "no")
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-
-
 def _train_epoch(
     net: nn.Module,
     loader: DataLoader[Batch],
+    criterion: Criterion,
     optimizer: Any,
     augment: Callable[..., torch.Tensor],
     recipe: Recipe,
@@ -133,28 +133,21 @@ def _train_epoch(
 ) -> dict[str, float]:
     device, rank = accelerator.device, place["rank"]
     sums: dict[str, torch.Tensor] = {}
-    net.train()
+    begin_epoch(net.train(), recipe, epoch)
     loader.sampler.set_epoch(epoch)
     start = time.perf_counter()
     with seeded(recipe.seed, "dropout", epoch, rank):
         for step, batch in enumerate(loader):
-            rate = recipe.lr * recipe.rate(epoch - 1 + step / len(loader))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = recipe.lr * set_rate(optimizer, recipe, epoch - 1 + step / len(loader))
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
             labels = batch.pids.to(device, non_blocking=True)
             images = augment(images, torch_generator_for(recipe.seed, "augment", epoch, step, rank))
             outputs = net(images, batch.cameras.to(device))
-            loss, parts = training_loss(
-                outputs,
-                labels,
-                smoothing=recipe.smoothing,
-                triplet_weight=recipe.triplet_weight,
-                margin=recipe.margin,
-            )
+            loss, parts = criterion(outputs, labels)
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
+            criterion.update()
             parts = parts if len(parts) > 1 else {}  # a single part is the loss itself
             parts |= {"loss": loss.detach(), "accuracy": (outputs.logits[0].argmax(1) == labels).float().mean()}
             for name, value in parts.items():

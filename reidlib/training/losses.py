@@ -5,8 +5,10 @@ baseline (Luo et al., 2019).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from reidlib.training.recipes import Recipe
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -34,21 +36,26 @@ def batch_hard_triplet(embeddings: Tensor, labels: Tensor, margin: float | None 
     return (loss * counts).sum() / counts.sum().clamp(min=1)
 
 
-def training_loss(
-    outputs: tuple[list[Tensor], list[Tensor]],
-    labels: Tensor,
-    *,
-    smoothing: float = 0.1,
-    triplet_weight: float = 1.0,
-    margin: float | None = 0.3,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy averaged over all logits plus weighted triplet averaged over all embeddings, and both apart."""
-    logits, embeddings = outputs
-    entropy = torch.stack([cross_entropy(x, labels, smoothing) for x in logits]).mean()
-    parts = {"cross_entropy": entropy.detach()}
-    loss = entropy
-    if triplet_weight:
-        triplet = torch.stack([batch_hard_triplet(x, labels, margin) for x in embeddings]).mean()
-        parts["triplet"] = triplet.detach()
-        loss = loss + triplet_weight * triplet
-    return loss, parts
+class Criterion(nn.Module):
+    """What a recipe minimises: `criterion(outputs, labels)` is the loss (), and its parts by name, detached.
+
+    Each loss is averaged over the branches that it applies to. State that a loss learns lies in this module, and so in
+    the checkpoint.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+
+    def forward(self, outputs: tuple[list[Tensor], list[Tensor]], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe, (logits, embeddings) = self.recipe, outputs
+        loss = torch.stack([cross_entropy(x, labels, recipe.smoothing) for x in logits]).mean()
+        parts = {"cross_entropy": loss.detach()}
+        if recipe.triplet_weight:
+            triplet = torch.stack([batch_hard_triplet(x, labels, recipe.margin) for x in embeddings]).mean()
+            parts["triplet"] = triplet.detach()
+            loss = loss + recipe.triplet_weight * triplet
+        return loss, parts
+
+    def update(self) -> None:
+        """Called after each step of the optimizer, for losses that keep state by a rule of their own."""

@@ -33,6 +33,10 @@ class Recipe:
     triplet_weight: float = 0.0  # from random weights batch-hard triplets may pull all features into one point
     margin: float = 0.3
     augment: tuple[str, ...] = ("random_flip", "random_crop")
+    accumulate: int = 1  # batches that make one step of the optimizer
+    clip: float = 0.0  # longest gradient, all parameters together; 0: any
+    ema: float = 0.0  # decay a step of the averaged weights that are evaluated and kept; 0: the weights themselves
+    patience: int = 0  # evaluations in a row without a better mAP after which training ends; 0: never
     eval_every: int = 4
     metric: str = "cosine"
     seed: int = 0
@@ -43,16 +47,17 @@ class Recipe:
         for kind, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, kind) not in known:
                 raise unknown_name(kind, getattr(self, kind), known)
-        for field in ("epochs", "people", "images", "eval_every"):
+        for field in ("epochs", "people", "images", "accumulate", "eval_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("weight_decay", "warmup", "triplet_weight", "margin"):
+        for field in ("weight_decay", "warmup", "triplet_weight", "margin", "clip", "patience"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be above 0, got {self.lr}")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing}")
+        for field in ("smoothing", "ema"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must lie in [0, 1), got {getattr(self, field)}")
         if self.triplet_weight and not self.pk:
             raise ValueError("triplets need PK batches: set pk=True, or triplet_weight=0")
         if self.triplet_weight and min(self.people, self.images) < 2:
