@@ -62,7 +62,7 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
     x = torch.randn(8, 16, dtype=torch.bfloat16)
     labels = torch.arange(8) // 2
     with torch.autocast("cpu", torch.bfloat16):
-        loss, parts = Criterion(Recipe(triplet_weight=1.0))(([x], [x]), labels)
+        loss, parts = Criterion(Recipe(triplet_weight=1.0), torch.nn.Identity())(([x], [x]), labels)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(parts["cross_entropy"].item() + parts["triplet"].item())
     assert parts["cross_entropy"].item() == pytest.approx(cross_entropy(x.float(), labels).item(), rel=1e-6)
@@ -71,10 +71,10 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
 def test_branches_are_averaged() -> None:
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     labels = torch.tensor([0, 0, 1, 1])
-    criterion = Criterion(Recipe(triplet_weight=1.0))
+    criterion = Criterion(Recipe(triplet_weight=1.0), torch.nn.Identity())
     both, one, other = (criterion((x, x), labels)[0].item() for x in ([a, b], [a], [b]))
     assert both == pytest.approx((one + other) / 2, rel=1e-5)
-    assert "triplet" not in Criterion(Recipe())(([a], [a]), labels)[1]
+    assert "triplet" not in Criterion(Recipe(), torch.nn.Identity())(([a], [a]), labels)[1]
 
 
 # Recipes

@@ -66,12 +66,13 @@ def fit(
         for s in (dataset.query, dataset.gallery)
     ]
     augment = build_augmentation(recipe.augment)
+    criterion = Criterion(recipe, model)  # refuses what recipe and model cannot do together
     stamp = _stamp(model, dataset, recipe, accelerator.num_processes)
     checkpoint = run.begin().path / "last.pt"
     state = _load_checkpoint(checkpoint, stamp)
 
     model.to(memory_format=torch.channels_last)  # convolutions are half as fast again, on CPUs and in bfloat16
-    criterion = Criterion(recipe).to(accelerator.device)
+    criterion.to(accelerator.device)
     optimizer = build_optimizer(model, recipe)
     net, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)

@@ -43,7 +43,7 @@ class Criterion(nn.Module):
     the checkpoint.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, model: nn.Module) -> None:
         super().__init__()
         self.recipe = recipe
 
