@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from reidlib.data.paths import REPOSITORY
 from reidlib.errors import unknown_name
 from reidlib.files import whole_file
+from reidlib.paths import REPOSITORY
 from reidlib.runs import Run
 
 NOTEBOOKS = REPOSITORY / "notebooks"

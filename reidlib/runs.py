@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reidlib.data.paths import REPOSITORY, runs_root
 from reidlib.errors import unknown_name
 from reidlib.files import clear_parts, whole_file
+from reidlib.paths import REPOSITORY, runs_root
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be looked at without it
     import torch
@@ -127,6 +127,19 @@ class Run:
     @property
     def params(self) -> dict[str, Any]:
         return self.read_json("params.json")
+
+    @property
+    def metric(self) -> str:
+        """The distance to rank by: what its best epoch was chosen by, else what its model was published with."""
+        from reidlib.models.published import distance
+
+        return self.params.get("metric") or distance(self.read_json("model.json").get("name", ""))
+
+    @property
+    def tested_on(self) -> str:
+        """The data set to test on where none is named: whose query and gallery chose the best epoch."""
+        about = self.read_json("model.json")
+        return about.get("tested_on") or about["trained_on"]
 
     @property
     def metrics(self) -> list[dict[str, float]]:

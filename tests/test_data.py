@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reidlib.data import paths, transforms
+from reidlib import paths
+from reidlib.data import transforms
 from reidlib.data.datasets import Sample, list_datasets, load_dataset, read_market1501
 from reidlib.data.loaders import ImageSet, eval_loader, read_image, train_loader, unreadable_images
 from reidlib.data.samplers import PKSampler, ShuffledSampler

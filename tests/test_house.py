@@ -74,7 +74,7 @@ ALLOWED = {
     "training": {"training", "data", "evaluation", "runs"},  # it joins batches, a model it is given, and scores
 }
 LADDER = ["layers", "backbones", "heads", "architectures", "zoo"]  # each may import those before it
-COMMON = {"errors", "files", "lazy", "seeds"}
+COMMON = {"errors", "files", "lazy", "paths", "seeds"}
 
 
 def imports(path: Path) -> set[str]:

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from reidlib.data import synthetic
-from reidlib.data.paths import data_names, data_path
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17, read_table
 from reidlib.data.samples import COMBINED, ReIDDataset, Sample, merge
 from reidlib.errors import unknown_name
+from reidlib.paths import data_names, data_path
 
 __all__ = ["PUBLISHED", "ReIDDataset", "Sample", "list_datasets", "load_dataset", "merge", "read_market1501"]
 

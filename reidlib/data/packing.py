@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from reidlib.data.images import read_image
-from reidlib.data.paths import packs_root
 from reidlib.data.samples import ReIDDataset, Sample
 from reidlib.files import whole_file
+from reidlib.paths import packs_root
 
 _DONE = 1 << 32  # set beside a checksum, since a checksum may be 0
 

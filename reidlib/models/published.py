@@ -2,6 +2,13 @@
 
 Five tables: the model zoo of KaiyangZhou/deep-person-reid in August 2018, March 2019, May 2019 and March 2020, and that
 of HWliiu/pytorch-reid-models. One row a result in `published.csv`; a row trained on imagenet is a link to weights only.
+Data sets have the names that `load_dataset` knows them by.
+
+How a source counted is part of its result. torchreid ranks by the distance that its table prints, by the euclidean one
+in the tables that print none (its code had no other), in float32; all its means run over the queries that have a match.
+pytorch-reid-models ranks by cosine, with features extracted under float16 autocast and normalised in float16; CMC runs
+over the queries that have a match, mAP and mINP over all of them, where one without a match counts 0. Neither averages
+over flipped pictures. pytorch-reid-models reads MSMT17 V1; torchreid's tables do not say.
 """
 
 import csv
@@ -18,13 +25,17 @@ class Published(NamedTuple):
     printed: str  # the name there, where it is another
     trained_on: str
     tested_on: str
+    version: str  # the data set's, where it has several and the source says
     protocol: str  # where the data set has several
     combineall: bool  # trained on all images of the data set
     init: str  # "imagenet", "scratch", or not said
     loss: str
     transforms: str
     input: str  # height x width
-    distance: str
+    distance: str  # cosine or euclidean
+    cameras: int | None  # how many the model has an embedding of and is told, where it is
+    precision: str  # of the features: float32 or float16
+    means_over: str  # mAP and mINP: "valid" queries, or "all"
     rank1: float | None  # these five in percent
     rank5: float | None
     rank10: float | None
@@ -39,7 +50,8 @@ class Published(NamedTuple):
     @classmethod
     def read(cls, row: dict[str, str]) -> "Published":
         numbers = {k: float(row[k]) if row[k] else None for k in ("rank1", "rank5", "rank10", "mAP", "mINP")}
-        return cls(**row | numbers | {"combineall": row["combineall"] == "yes"})
+        cameras = int(row["cameras"]) if row["cameras"] else None
+        return cls(**row | numbers | {"combineall": row["combineall"] == "yes", "cameras": cameras})
 
 
 @cache
@@ -49,3 +61,8 @@ def published(model: str | None = None) -> tuple[Published, ...]:
         return tuple(row for row in published() if row.model == model)
     text = files(__package__).joinpath("published.csv").read_text()
     return tuple(map(Published.read, csv.DictReader(text.splitlines())))
+
+
+def distance(model: str) -> str:
+    """What the newest table ranks `model` by: "cosine" or "euclidean"; "cosine" where nothing is published."""
+    return next((row.distance for row in reversed(published(model)) if row.distance), "cosine")

@@ -13,7 +13,7 @@ import yaml
 from reidlib.errors import unknown_name
 
 FILE_NAME = "data_paths.yaml"
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def data_paths_file() -> Path:
