@@ -12,7 +12,7 @@ from operator import add
 
 from torch import Tensor, nn
 
-from reidlib.models.layers import SE, ConvNorm, init_weights
+from reidlib.models.layers import SE, ConvNorm, InstanceNorm2d, init_weights
 
 
 class LightConv(nn.Module):
@@ -44,7 +44,7 @@ class OSBlock(nn.Module):
         self.gate = SE(middle, middle // 16)  # one for all streams
         self.conv3 = ConvNorm(middle, cout, norm="none" if norm == "in" else "bn", act=None)
         self.downsample = None if cin == cout else ConvNorm(cin, cout, act=None)
-        self.IN = None if norm == "bn" else nn.InstanceNorm2d(cout, affine=True)
+        self.IN = None if norm == "bn" else InstanceNorm2d(cout)
         self.norm_after_sum = norm == "bn+in"
         self.relu = nn.ReLU(inplace=True)
 
