@@ -1,0 +1,230 @@
+"""Watch a run that goes on elsewhere, in another kernel or on another computer of a shared disk.
+
+Only the files of the run folder are read. A line of `metrics.jsonl` is dated by the file's own time, which the disk
+keeps; how far this computer's clock is from the disk's is learnt from the files, so that neither a wrong clock nor a
+shared disk that shows old files for a while (NFS: up to a minute) makes a living run look dead.
+"""
+
+import html
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from reidlib.runs import Run
+
+OVER = ("ended", "failed")
+_RECENT = 9  # lines that a usual epoch is estimated from
+_FIRST = 3600.0  # seconds without a line that pass for usual where no epoch has been timed
+_COLOURS = {"ended": "#009E73", "failed": "#D55E00", "quiet": "#D55E00"}
+# Field of metrics.jsonl → what the table calls it, and how it writes it; others are shown under their own names.
+_FIELDS = {
+    "accuracy": ("accuracy", "{:.1%}"),
+    "mAP": ("mAP", "{:.1%}"),
+    "mINP": ("mINP", "{:.1%}"),
+    "rank1": ("Rank-1", "{:.1%}"),
+    "rank5": ("Rank-5", "{:.1%}"),
+    "rank10": ("Rank-10", "{:.1%}"),
+    "top1": ("top-1", "{:.1%}"),
+    "top5": ("top-5", "{:.1%}"),
+    "lr": ("learning rate", "{:.2e}"),
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What one look found. `left` and `silence` are seconds, None where there is nothing to tell them from."""
+
+    run: str
+    state: str  # waiting, training, quiet, ended, failed
+    words: str  # the same in one sentence
+    history: list[dict[str, Any]]
+    epochs: int | None  # that were asked for
+    left: float | None = None  # until the last epoch, with its evaluations
+    silence: float | None = None  # since the last line, by the disk's clock
+
+    @property
+    def latest(self) -> dict[str, tuple[str, int]]:
+        """The latest value of each field, as text, and its epoch: scores are not in every line."""
+        rows = {key: (value, row["epoch"]) for row in self.history for key, value in row.items() if key != "epoch"}
+        return {
+            _FIELDS.get(key, (key.replace("_", " "),))[0]: (_text(key, value), at) for key, (value, at) in rows.items()
+        }
+
+    def __str__(self) -> str:
+        lines = (f"  {name:<22}{value:>12}   epoch {at}" for name, (value, at) in self.latest.items())
+        return "\n".join([f"{self.run}: {self.words}", *lines])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        look = f"border-left: 0.4em solid {_COLOURS.get(self.state, '#0072B2')}; padding: 0.3em 0.8em"
+        cells = ((name, value, f"epoch {at}") for name, (value, at) in self.latest.items())
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells)
+        head = f"<p style='{look}'><b>{html.escape(self.run)}</b>: {html.escape(self.words)}</p>"
+        return head + "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+class Watch:
+    """`watch.look()` as often as one likes: a `Status` each time.
+
+    A run is quiet when no line has come for `quiet_after` usual epochs and `stale` seconds, for which the disk may have
+    shown an old file; where no epoch has been timed yet, for an hour. `clock` gives this computer's time in seconds.
+    """
+
+    def __init__(
+        self, run: Run, *, quiet_after: float = 3.0, stale: float = 60.0, clock: Callable[[], float] = time.time
+    ) -> None:
+        if quiet_after <= 0 or stale < 0:
+            raise ValueError(f"quiet_after must be above 0 and stale not below, got {quiet_after} and {stale}")
+        self.run, self.quiet_after, self.stale, self.clock = run, quiet_after, stale, clock
+        self.history: list[dict[str, Any]] = []
+        self.written = 0.0  # when, by the disk's clock
+        self._looked: float | None = None
+        self._ahead = (-float("inf"), float("inf"))  # bounds of this clock's lead over the disk's
+
+    def look(self) -> Status:
+        """Read the folder once. What cannot be read now stays as it was at the look before."""
+        now, changed = self.clock(), self._read()
+        if self.written:
+            low, high = self._ahead
+            high = min(high, now - self.written)  # nothing was written in the future
+            if changed and self._looked is not None:  # and this line not before the look that did not see it
+                low = max(low, self._looked - self.written - self.stale)
+            self._ahead = low, high
+        self._looked = now
+        epochs = self._params().get("epochs")
+        if not self.history:
+            return Status(self.run.name, "waiting", "nothing has been written yet", [], epochs)
+        low, high = self._ahead
+        silence = now - self.written - min(max(0.0, low), high)  # the clocks agree unless the files say otherwise
+        return self._status(epochs, silence)
+
+    def _status(self, epochs: int | None, silence: float) -> Status:
+        at = self.history[-1]["epoch"]
+        place = f"epoch {at} of {epochs}" if epochs else f"epoch {at}"
+        said, failed = f"the last line came {duration(silence)} ago", self._failed()
+        if failed:
+            return Status(self.run.name, "failed", f"failed after {place}: {failed}", self.history, epochs)
+        if (epochs and at >= epochs) or self._newer("result.json"):
+            return Status(self.run.name, "ended", f"ended with {place}, {duration(silence)} ago", self.history, epochs)
+        left, usual = self._left(epochs, silence), sum(pace(self.history))
+        limit = self.quiet_after * usual + self.stale if usual else _FIRST
+        if silence > limit:
+            expected = f"an epoch takes {duration(usual)}" if usual else "no epoch has ended yet"
+            words = f"QUIET at {place}: {said}, {expected}; it was stopped, or its computer is"
+            return Status(self.run.name, "quiet", words, self.history, epochs, left, silence)
+        words = f"{place}, {said}" + ("" if left is None else f", {duration(left)} left")
+        return Status(self.run.name, "training", words, self.history, epochs, left, silence)
+
+    def _left(self, epochs: int | None, silence: float) -> float | None:
+        train, evaluation = pace(self.history)
+        if not epochs or not train:
+            return None
+        every, rest = self._params().get("eval_every") or 1, range(self.history[-1]["epoch"] + 1, epochs + 1)
+        evaluations = sum(epoch % every == 0 or epoch == epochs for epoch in rest)
+        return max(0.0, len(rest) * train + evaluations * evaluation - min(silence, train + evaluation))
+
+    def _read(self) -> bool:
+        """Whether metrics.jsonl has been written since the look before, or for the first time."""
+        try:
+            with (self.run.path / "metrics.jsonl").open(encoding="utf-8") as file:
+                text, written = file.read(), os.fstat(file.fileno()).st_mtime
+        except (OSError, UnicodeDecodeError):  # not there yet, just replaced (a stale handle), or half there
+            return False
+        rows = list(_whole_rows(text))
+        if not rows or written < self.written or (written == self.written and len(rows) <= len(self.history)):
+            return False
+        self.history, self.written = rows, written
+        return True
+
+    def _params(self) -> dict[str, Any]:
+        try:
+            return self.run.params
+        except (OSError, ValueError):
+            return {}
+
+    def _newer(self, name: str) -> bool:
+        """Whether a file of the folder was written after the last line; both by the disk's clock."""
+        try:
+            return (self.run.path / name).stat().st_mtime >= self.written
+        except OSError:
+            return False
+
+    def _failed(self) -> str:
+        """What the notebook that failed after the last line said; empty where none did."""
+        with suppress(OSError, ValueError, KeyError):
+            for path in sorted((self.run.path / "notebooks").glob("*.failed.ipynb")):
+                if self._newer(f"notebooks/{path.name}"):
+                    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+                    outputs = (out for cell in cells for out in cell.get("outputs", []))
+                    said = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
+                    return _plain_line(said[-1] if said else path.name)
+        return ""
+
+
+def pace(history: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds of a usual epoch's training and of a usual evaluation: medians of the latest, 0.0 where none was timed.
+
+    A first epoch that had to warm up, or one beside another job, does not count for more than itself.
+    """
+
+    def usual(key: str) -> float:
+        timed = [row[key] for row in history if isinstance(row.get(key), int | float)]
+        return float(median(timed[-_RECENT:])) if timed else 0.0
+
+    return usual("seconds"), usual("eval_seconds")
+
+
+def follow(watch: Watch, show: Callable[[Status], None], every: float = 0.0) -> Status:
+    """Look every `every` seconds and `show` what was found, until the run is over; 0 looks once.
+
+    A quiet run is looked at further: it may come back. Interrupting the kernel ends the watching, not the run.
+    """
+    status = watch.look()
+    show(status)
+    with suppress(KeyboardInterrupt):
+        while every > 0 and status.state not in OVER:
+            time.sleep(every)
+            status = watch.look()
+            show(status)
+    return status
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "40 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 119.5:
+        return f"{max(0, round(seconds))} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def _whole_rows(text: str) -> Iterator[dict[str, Any]]:
+    """The lines up to the first that is not whole."""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(row, dict) or "epoch" not in row:
+            return
+        yield row
+
+
+def _plain_line(text: str) -> str:
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())[:300]
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return str(value)
+    return _FIELDS[key][1].format(value) if key in _FIELDS else f"{value:.4g}"
