@@ -39,11 +39,13 @@ class Run:
         self._new: tuple[dict[str, Any], str] | None = None  # what `create` was given, until `begin`
 
     def __repr__(self) -> str:
-        return f"Run({self.path.name})"
+        return f"Run({self.name})"
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """As `Run.folder` takes it: "<run>", or "<search>/<point>" where it belongs to a search."""
+        root = runs_root()
+        return self.path.relative_to(root).as_posix() if self.path.is_relative_to(root) else self.path.name
 
     @staticmethod
     def folder(run: str) -> Path:
@@ -86,28 +88,32 @@ class Run:
         return self
 
     @classmethod
-    def open(cls, run: str = "") -> "Run":
+    def open(cls, run: str = "", *, trained: bool = True) -> "Run":
         """A run that holds a trained model; without a name the newest one.
 
+        `trained=False` takes one that has only begun as well: without a name the one that wrote a line last.
         Where there is no run at all, the train notebook is run first with its own defaults, the toy: so every notebook
         works alone, from the first click. Raises FileNotFoundError for a name that is no run.
         """
         if run:
             self = cls(cls.folder(run))
-            if not (self.path / "model.json").is_file():
-                have = ", ".join(r.name for r in cls.all()[:6]) or "none yet"
-                raise FileNotFoundError(f"no trained run at {self.path}; runs in {runs_root()}: {have}")
+            if not (self.path / ("model.json" if trained else "params.json")).is_file():
+                have = [r.name for r in cls.all(trained=trained)]
+                have = ", ".join(([n for n in have if n.startswith(f"{self.name}/")] or have)[:6]) or "none yet"
+                kind = "trained run" if trained else "run"
+                raise FileNotFoundError(f"no {kind} at {self.path}; runs in {runs_root()}: {have}")
             return self
-        if not cls.all():
+        if not cls.all(trained=trained):
             from reidlib.batch import run_notebook
 
             run_notebook("train", {"run": "toy"})
-        return cls.all()[0]
+        return cls.all(trained=trained)[0]
 
     @classmethod
-    def all(cls) -> list["Run"]:
-        """Every run that holds a trained model, the newest first."""
-        found = runs_root().glob("*/model.json")
+    def all(cls, *, trained: bool = True) -> list["Run"]:
+        """Every run that holds a trained model (or has begun, `trained=False`), points of searches too, newest first."""
+        file = "model.json" if trained else "metrics.jsonl"
+        found = [p for depth in ("*", "*/*") for p in runs_root().glob(f"{depth}/{file}")]
         return [cls(p.parent) for p in sorted(found, key=lambda p: (-p.stat().st_mtime, p.parent.name))]
 
     # What is in the folder
