@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from reidlib.runs import Run
+
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
@@ -64,8 +66,8 @@ def browser() -> Iterator:
         chromium.close()
 
 
-def run_all(browser, url: str, folder: Path, name: str, timeout: float = 240) -> tuple:
-    """Open notebook `name`, click Run › Run All Cells, wait until every cell has run. The page, and the saved cells."""
+def start_all(browser, url: str, name: str):
+    """Open notebook `name`, click Run › Run All Cells. The page."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{url}/lab/tree/{name}.ipynb?token=secret&reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
@@ -73,6 +75,11 @@ def run_all(browser, url: str, folder: Path, name: str, timeout: float = 240) ->
     page.wait_for_selector(".jp-StatusBar-TextItem:has-text('| Idle')", timeout=60_000)
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    return page
+
+
+def wait_until_all_ran(page, folder: Path, name: str, timeout: float) -> list[dict]:
+    """Save notebook `name` until every cell of it has run; these cells."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         time.sleep(2)
@@ -85,8 +92,13 @@ def run_all(browser, url: str, folder: Path, name: str, timeout: float = 240) ->
         wrong = [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
         assert not wrong, f"{name}: {wrong[0]['ename']}: {wrong[0]['evalue']}"
         if all(c["execution_count"] for c in cells):
-            return page, cells
+            return cells
     raise AssertionError(f"{name}: not all cells ran within {timeout} s")
+
+
+def run_all(browser, url: str, folder: Path, name: str, timeout: float = 240) -> tuple:
+    page = start_all(browser, url, name)
+    return page, wait_until_all_ran(page, folder, name, timeout)
 
 
 def shows_picture(page) -> bool:
@@ -127,4 +139,32 @@ def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
         arg=before,
         timeout=30_000,
     )
+    page.close()
+
+
+@pytest.mark.timeout(300)
+def test_the_monitor_follows_a_run_of_another_process(lab: tuple[str, Path], browser, tmp_path: Path) -> None:
+    """Its table and its curves change in place as lines are written, and its cell ends when the run does."""
+    url, folder = lab
+    far = Run.create(str(folder / "runs" / "far"), {"epochs": 3, "eval_every": 1}).begin()
+    rows = [{"epoch": 0, "mAP": 0.01}]
+    far.write_metrics(rows)
+    book = folder / "monitor.ipynb"
+    book.write_text(book.read_text().replace("follow: float = 5.0", "follow: float = 0.2"))
+    page = start_all(browser, url, "monitor")
+    told = page.locator(".jp-OutputArea .jp-RenderedHTMLCommon p").first
+    pictures = set()
+    for epoch in range(1, 4):
+        told.get_by_text(f"epoch {epoch - 1} of 3").wait_for(timeout=60_000)
+        rows.append({"epoch": epoch, "loss": 3.0 / epoch, "mAP": 0.2 * epoch, "seconds": 60.0})
+        far.write_metrics(rows)
+        told.get_by_text(f"epoch {epoch} of 3").wait_for(timeout=60_000)
+        pictures.add(page.locator(".jp-OutputArea img").first.get_attribute("src"))
+        if epoch == 2:
+            page.screenshot(path=tmp_path / "live.png")
+    assert len(pictures) >= 2
+    cells = wait_until_all_ran(page, folder, "monitor", 60)
+    assert "ended with epoch 3 of 3" in json.dumps([cell["outputs"] for cell in cells])
+    live = next(cell for cell in cells if "monitor.follow" in "".join(cell["source"]))
+    assert len(live["outputs"]) == 2  # one text and one picture, however often they were renewed
     page.close()
