@@ -33,6 +33,12 @@ _FIELDS = {
     "top1": ("top-1", "{:.1%}"),
     "top5": ("top-5", "{:.1%}"),
     "lr": ("learning rate", "{:.2e}"),
+    "gradient_norm": ("gradient norm", "{:.3g}"),
+    "images_per_second": ("images a second", "{:,.0f}"),
+    "loading": ("time spent loading", "{:.1%}"),
+    "memory_mib": ("memory", "{:,.0f} MiB"),
+    "seconds": ("seconds to train", "{:,.1f}"),
+    "eval_seconds": ("seconds to evaluate", "{:,.1f}"),
 }
 
 
@@ -51,7 +57,8 @@ class Status:
     @property
     def latest(self) -> dict[str, tuple[str, int]]:
         """The latest value of each field, as text, and its epoch: scores are not in every line."""
-        rows = {key: (value, row["epoch"]) for row in self.history for key, value in row.items() if key != "epoch"}
+        shown = ((key, value, row["epoch"]) for row in self.history for key, value in row.items())
+        rows = {key: (value, at) for key, value, at in shown if key not in ("epoch", "stopped")}
         return {
             _FIELDS.get(key, (key.replace("_", " "),))[0]: (_text(key, value), at) for key, (value, at) in rows.items()
         }
@@ -111,8 +118,10 @@ class Watch:
         said, failed = f"the last line came {duration(silence)} ago", self._failed()
         if failed:
             return Status(self.run.name, "failed", f"failed after {place}: {failed}", self.history, epochs)
-        if (epochs and at >= epochs) or self._newer("result.json"):
-            return Status(self.run.name, "ended", f"ended with {place}, {duration(silence)} ago", self.history, epochs)
+        early = self.history[-1].get("stopped")
+        if early or (epochs and at >= epochs) or self._newer("result.json"):
+            words = f"ended with {place}, {duration(silence)} ago" + (f": {early}" if early else "")
+            return Status(self.run.name, "ended", words, self.history, epochs)
         left, usual = self._left(epochs, silence), sum(pace(self.history))
         limit = self.quiet_after * usual + self.stale if usual else _FIRST
         if silence > limit:

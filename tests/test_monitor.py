@@ -47,17 +47,19 @@ def test_one_look_says_where_it_is_and_how_long_it_takes() -> None:
     assert status.left == 6 * 100 + 2 * 30 - 40
     assert status.words == "epoch 4 of 10, the last line came 40 s ago, 10 min left"
     assert status.latest == {
-        "loss": ("1.25", 4), "seconds": ("100", 4), "mAP": ("25.0%", 4), "eval seconds": ("30", 4),
+        "loss": ("1.25", 4), "seconds to train": ("100.0", 4), "mAP": ("25.0%", 4),
+        "seconds to evaluate": ("30.0", 4),
     }  # fmt: skip
 
 
 def test_scores_keep_the_epoch_they_are_of() -> None:
     far = Training()
-    far.write(line(0), line(4, mAP=0.25), line(5, lr=3e-4, images_per_second=812.3))
+    far.write(line(0), line(4, mAP=0.25), line(5, lr=3e-4, images_per_second=812.3, rate_of_decay=0.5))
     latest = far.watch().look().latest
     assert latest["mAP"] == ("25.0%", 4)
     assert latest["learning rate"] == ("3.00e-04", 5)
-    assert latest["images per second"] == ("812.3", 5)
+    assert latest["rate of decay"] == ("0.5", 5)
+    assert latest["images a second"] == ("812", 5)
 
 
 def test_quiet_is_said_and_taken_back() -> None:
@@ -167,6 +169,8 @@ def test_the_end_is_said_for_all_epochs_and_for_fewer() -> None:
     far.now += 5
     far.write()  # goes on after all: result.json is of the time before
     assert far.watch().look().state == "training"
+    far.write(line(1) | {"stopped": "no better mAP than 50.0% of epoch 1 in 3 evaluations"})
+    assert "0 s ago: no better mAP than 50.0%" in far.watch().look().words
     far.write(line(2))
     far.now += 1e6
     assert far.watch().look().words == "ended with epoch 2 of 2, 11 d 13 h ago"
