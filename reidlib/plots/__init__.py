@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "style": ("save",),
         "pictures": ("contact_sheet", "rank_list", "rank_list_rows", "cam_figure", "overlay"),
-        "curves": ("training_curves", "cmc_curves", "ap_histogram", "score_matrix"),
+        "curves": ("training_curves", "cmc_curves", "ap_histogram", "score_matrix", "score_spread"),
         "cam": ("feature_cam", "similarity_cam"),
         "tsne": ("tsne_map", "tsne_figure", "tsne_pictures"),
         "passport": ("picture_counts", "picture_sizes", "pair_sheet"),

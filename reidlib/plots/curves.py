@@ -97,6 +97,31 @@ def ap_histogram(ap: Any, title: str = "", worst: int = 10) -> Figure:
 
 
 @styled
+def score_spread(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> Figure:
+    """Scores of several runs by setting: a panel a score, a row a setting, a dot a run; mean and standard deviation.
+
+    `panels[score][setting]` are shares, drawn in percent; they may be of different lengths.
+    """
+    names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
+    if not names:
+        raise ValueError("no setting has a score yet, so there is nothing to draw")
+    width = 0.5 + 0.075 * max(map(len, names)) + 2.6 * len(panels)
+    figure = Figure(figsize=(width, 1.0 + 0.32 * len(names) + (0.25 if title else 0)), layout="constrained")
+    figure.suptitle(title or None, x=0.01, ha="left")
+    for axes, (score, rows) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
+    ):
+        for name, values in rows.items():
+            at, values = names.index(name), 100 * array(values, np.float64)
+            axes.plot(values, np.full(len(values), at), "o", color=COLOURS[4], markersize=4, alpha=0.8)
+            deviation = values.std(ddof=1) if len(values) > 1 else None
+            axes.errorbar(values.mean(), at, xerr=deviation, fmt="D", color=COLOURS[0], markersize=5, capsize=4)
+        axes.set(title=f"{score} (%)", ylim=(len(names) - 0.5, -0.5))
+        axes.set_yticks(range(len(names)), names)
+    return figure
+
+
+@styled
 def score_matrix(matrix: Any, rows: Any, columns: Any, title: str = "", labels: tuple[str, str] = ("", "")) -> Figure:
     """Scores (R, C) as fractions, drawn in percent, with names or numbers of `rows` and `columns`; NaN is a dash.
 

@@ -1,0 +1,216 @@
+"""Searches: every combination once, whatever happens on the way, and honest means."""
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_batch import write
+
+from reidlib import batch, plots
+from reidlib.runs import Run
+from reidlib.search import picture, search, spread, table
+
+PARAMETERS = (
+    'run: str = ""  # run folder\nlr: float = 0.1  # rate\nseed: int = 0  # of everything\n'
+    'augment: list = ["flip"]  # some\nepochs: int = 3  # passes\n'
+)
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Notebooks `train` and `test`, and a list of what was executed. mAP is 10 × lr + seed / 100; a rate of 9 fails."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    monkeypatch.setattr(batch, "NOTEBOOKS", folder)
+    write(folder, "train", parameters=PARAMETERS)
+    write(folder, "test", parameters='run: str = ""  # run folder\nrank: int = 20  # how far\n')
+    log: list[tuple[str, str]] = []
+
+    def run_notebook(name: str, values: dict, *, progress: bool = False) -> Path:
+        run = Run(Run.folder(values["run"]))
+        log.append((name, run.name))
+        if values.get("lr") == 9:
+            raise batch.NotebookFailed(
+                f"{name}.ipynb failed in cell 3 (`fit()`): FloatingPointError: no number\n  see x"
+            )
+        if name == "train":
+            Run.create(values["run"], values).begin()
+            score = 10 * values.get("lr", 0.1) + values.get("seed", 0) / 100
+            run.add_result("toy", {"mAP": score, "rank1": score / 2, "metric": "cosine", "untrained": {"mAP": 0.01}})
+        else:
+            run.add_result("other", {"mAP": 0.25, "num_valid": 7})
+        done = run.path / "notebooks" / f"{name}.ipynb"
+        done.parent.mkdir(exist_ok=True)
+        done.touch()
+        return done
+
+    monkeypatch.setattr(batch, "run_notebook", run_notebook)
+    return log
+
+
+def test_every_combination_is_a_run_folder(ran: list) -> None:
+    folder = search(["train", "test"], {"run": "s", "epochs": 2}, {"lr": ["1e-2", 0.02], "seed": [0, 1]})
+    assert ran == [
+        (book, f"s/lr={lr},seed={seed}") for lr in (0.01, 0.02) for seed in (0, 1) for book in ("train", "test")
+    ]
+    assert Run(folder.path / "lr=0.02,seed=1").params["lr"] == 0.02
+    assert Run(folder.path / "lr=0.02,seed=1").params["epochs"] == 2
+    assert {p.name for p in folder.path.iterdir() if p.is_file()} == {"search.json", "table.csv", "result.json"}
+    assert {p.name for p in (folder.path / "figures").iterdir()} == {"toy.png", "other.png"}
+
+
+def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
+    folder = search(["train", "test"], {"run": "s"}, {"seed": [0, 1, 5], "lr": [0.01, 0.02]})
+    settings = folder.read_json("result.json")["settings"]
+    assert [(entry["setting"], entry["seeds"]) for entry in settings] == [({"lr": 0.01}, 3), ({"lr": 0.02}, 3)]
+    got = settings[1]["results"]["toy"]["mAP"]
+    assert got["values"] == pytest.approx([0.2, 0.21, 0.25])
+    assert got["mean"] == pytest.approx(statistics.mean(got["values"]))
+    assert got["std"] == pytest.approx(statistics.stdev(got["values"]))
+    assert set(settings[0]["results"]["toy"]) == {"mAP", "rank1"}  # no words, and not what the untrained network scores
+    rows = table(folder).to_dict("records")
+    assert rows[0] == {"lr": 0.01, "data set": "toy", "seeds": 3, "rank1": "6.0 ± 1.3", "mAP": "12.0 ± 2.6"}
+    assert rows[1]["mAP"] == "25.0 ± 0.0"
+    with (folder.path / "table.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == 12
+    assert points[0] == {
+        "run": "seed=0,lr=0.01",
+        "seed": "0",
+        "lr": "0.01",
+        "data set": "toy",
+        "mAP": "0.1",
+        "rank1": "0.05",
+    }
+
+
+def test_one_run_has_no_spread(ran: list) -> None:
+    folder = search(["train"], {"run": "s"}, {"lr": [0.01]})
+    (entry,) = spread(folder)
+    assert entry["results"]["toy"]["mAP"] == {"mean": 0.1, "std": None, "values": [0.1]}
+    assert table(folder).loc[0, "mAP"] == "10.0"
+
+
+def test_what_ended_well_is_not_run_again(ran: list) -> None:
+    search(["train"], {"run": "s"}, {"seed": [0, 1]})
+    search(["train"], {"run": "s"}, {"seed": [0, 1]})
+    assert len(ran) == 2
+    search(["train"], {"run": "s"}, {"seed": [1, 2]})  # one more point
+    assert ran[2:] == [("train", "s/seed=2")]
+    folder = search(["train", "test"], {"run": "s"}, {"seed": [0, 1, 2]})  # one more notebook
+    assert ran[3:] == [("test", f"s/seed={seed}") for seed in range(3)]
+    assert spread(folder)[0]["seeds"] == 3
+    (folder.path / "seed=1" / "notebooks" / "train.ipynb").unlink()  # as if it had been interrupted
+    search(["train", "test"], {"run": "s"}, {"seed": [0, 1, 2]})
+    assert ran[6:] == [("train", "s/seed=1"), ("test", "s/seed=1")]
+
+
+def test_a_point_that_fails_is_noted_and_the_others_go_on(ran: list, capsys) -> None:
+    arguments = ["train", "-p", "run", "s", "--grid", "lr", "9", "0.01", "--grid", "seed", "0", "1"]
+    assert batch.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "train.ipynb failed in cell 3 (`fit()`): FloatingPointError: no number" in said.out
+    assert "10.5 ± 0.7" in said.out
+    assert "error: 2 points failed: lr=9.0,seed=0; lr=9.0,seed=1" in said.err
+    folder = Run(Run.folder("s"))
+    assert set(folder.read_json("search.json")["failed"]) == {"lr=9.0,seed=0", "lr=9.0,seed=1"}
+    assert len(ran) == 4
+    assert [entry["setting"] for entry in spread(folder)] == [{"lr": 0.01}]
+    assert len(table(folder)) == 1
+    assert "lr=9.0,seed=1" in (folder.path / "table.csv").read_text()
+    assert batch.main(arguments) == 1  # tried again, and only they
+    assert [point for _, point in ran[4:]] == ["s/lr=9.0,seed=0", "s/lr=9.0,seed=1"]
+    assert (
+        batch.main(["train", "-p", "run", "s", "--grid", "lr", "0.01", "--grid", "seed", "0"]) == 1
+    )  # still on record
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--grid", "lrr", "1"], "unknown parameter of train 'lrr': did you mean 'lr'"),
+        (["--grid", "lr", "fast"], "parameter 'lr' is float, got 'fast'"),
+        (["--grid", "lr"], "the grid needs a list of values for 'lr'"),
+        (["--grid", "lr", "1", "-p", "lr", "2"], "'lr' cannot be searched: it is given"),
+        (["--grid", "run", "a", "b"], "'run' cannot be searched"),
+        (["--grid", "seed", "0", "-p", "epochs", "4"], r"holds another search (train: epochs 2 → 4): choose another"),
+        (["--grid", "lr", "1", "-p", "epochs", "2"], "holds another search (over seed): choose another `run`"),
+    ],
+)
+def test_a_wrong_search_is_refused_before_anything_runs(ran: list, capsys, arguments: list[str], said: str) -> None:
+    search(["train"], {"run": "s", "epochs": 2}, {"seed": [0]})
+    given = [] if "run" in arguments else ["-p", "run", "s"]
+    assert batch.main(["train", *arguments, *given]) == 2
+    assert said in capsys.readouterr().err
+    assert len(ran) == 1
+
+
+def test_a_folder_that_is_no_search_is_left_alone(ran: list) -> None:
+    Run.create("s", {}).begin()
+    with pytest.raises(ValueError, match="is not the folder of a search"):
+        search(["train"], {"run": "s"}, {"seed": [0]})
+
+
+def test_values_of_a_list_are_one_value_each(ran: list) -> None:
+    folder = search(["train"], {"run": "s"}, {"augment": ["flip", "flip,crop", ["crop", "erase"]]})
+    names = ["augment=flip", "augment=flip+crop", "augment=crop+erase"]
+    assert [point for _, point in ran] == [f"s/{name}" for name in names]
+    assert Run(folder.path / names[1]).params["augment"] == ["flip", "crop"]
+    assert list(table(folder)["augment"]) == ["flip", "flip+crop", "crop+erase"]
+
+
+def test_points_are_runs_like_any_other(ran: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = search(["train"], {"run": "s"}, {"seed": [0, 1]})
+    for name in ("seed=0", "seed=1"):
+        (folder.path / name / "model.json").write_text("{}")
+        os.utime(folder.path / name / "model.json", (int(name[-1]), int(name[-1])))
+    assert [run.name for run in Run.all()] == ["s/seed=1", "s/seed=0"]
+    assert Run.open().path == Run.open("s/seed=1").path == folder.path / "seed=1"
+    with pytest.raises(FileNotFoundError, match=r"no trained run at .*s; runs in .*: s/seed=1, s/seed=0"):
+        Run.open("s")
+
+
+def test_the_picture_shows_every_run(ran: list) -> None:
+    folder = search(["train"], {"run": "s"}, {"lr": [0.01, 0.02], "seed": [0, 1, 5]})
+    figure = picture(folder, "toy")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["mAP (%)", "rank1 (%)"]
+    dots = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    assert [sorted(d) for d in dots] == [pytest.approx([10, 11, 15]), pytest.approx([20, 21, 25])]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["lr 0.01", "lr 0.02"]
+    with pytest.raises(ValueError, match="no setting has a score"):
+        plots.score_spread({"mAP": {}})
+
+
+QUICK = ["-p", "dataset", "synthetic-tiny", "-p", "epochs", "2", "-p", "people", "4", "-p", "run", "s"]
+
+
+@pytest.mark.timeout(300)
+def test_a_search_that_is_killed_goes_on_where_it_was(tiny, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "reidlib.batch", "train", *QUICK, "--grid", "seed", "0", "1"]
+    first = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    folder = Run(Run.folder("s"))
+    done, begun = folder.path / "seed=0" / "notebooks" / "train.html", folder.path / "seed=1" / "last.pt"
+    end = time.monotonic() + 200
+    while not begun.is_file() and time.monotonic() < end:
+        assert first.poll() is None, first.stderr.read().decode()
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    written = done.stat().st_mtime_ns
+    rest = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert rest.returncode == 0, rest.stderr
+    assert done.stat().st_mtime_ns == written
+    (entry,) = folder.read_json("result.json")["settings"]
+    scores = entry["results"]["synthetic-tiny"]["mAP"]["values"]
+    lasts = [Run(folder.path / f"seed={seed}").metrics for seed in (0, 1)]
+    assert [len(rows) for rows in lasts] == [3, 3]
+    assert scores == [rows[-1]["mAP"] for rows in lasts]
+    assert scores[0] != scores[1]
+    assert json.loads((folder.path / "seed=1" / "params.json").read_text())["seed"] == 1
