@@ -19,12 +19,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from reidlib.models import complexity, create_model, list_models, load_checkpoint
-from reidlib.models.__main__ import main
 from reidlib.models.architectures import jigsaw
 from reidlib.models.backbones import HACNN
 from reidlib.models.checkpoints import RENAMES
+from reidlib.models.costs import IDENTITIES, measured
 from reidlib.models.layers import NonLocal, stripes
-from reidlib.models.published import published
 from reidlib.models.zoo import ALIASES, MODELS
 
 FIXTURES = read_fixtures()
@@ -255,19 +254,17 @@ def test_the_feature_reaches_the_parameters_that_upstream_reaches(loaded, counte
     assert reached == fixture["params_reached"] == counted().params
 
 
-def test_published_counts_are_reproduced_to_the_printed_digit(loaded, counted):
+def test_counts_are_those_of_upstream_and_those_kept_as_data(loaded, counted):
     model, fixture = loaded
     counts = fixture["counts"]
     if "macs_complexity" in counts:
         count = counted("torchreid")
         assert count.params == counts["params_eval"]
         assert (count.macs == counts["macs_complexity"]) is (model.name not in WASTE)
-    for row in published(model.name):
-        # ABD-Net's count has the classifiers in it, whose size is the data set's.
-        count = counted(row.counting or "exact", row.trained_on if row.counting == "thop-abd" else "market1501")
-        for printed, value in ((row.params, count.params / 1e6), (row.macs, count.macs / 1e9)):
-            if printed:
-                assert f"{value:.{len(printed.split('.')[1])}f}" == printed, row
+    for line in (line for (name, *_), line in measured().items() if name == model.name):
+        (dataset,) = (name for name, classes in IDENTITIES.items() if classes == line.classes)
+        assert counted(line.counting, dataset) == line[-2:], "run `make zoo`"
+        assert model.feature_dim == line.feature
 
 
 @slow_but(REPRESENTATIVES)
@@ -527,52 +524,3 @@ def test_exact_counting_agrees_with_arithmetic():
 def test_an_unknown_counting_is_named():
     with pytest.raises(ValueError, match="unknown counting 'thump': known are exact, total, torchreid, thop"):
         complexity(create_model("osnet_x0_25"), counting="thump")
-
-
-# What was published
-
-
-def test_every_published_row_is_there():
-    tables = {}
-    for row in published():
-        count, rank1, mean = tables.get(row.table, (0, 0.0, 0.0))
-        if row.rank1 is not None:
-            tables[row.table] = (count + 1, round(rank1 + row.rank1, 1), round(mean + row.mAP, 1))
-    assert tables == {  # rows, and the sums of rank-1 and mAP
-        "torchreid-2018-08": (34, 2209.0, 1657.6),
-        "torchreid-2019-03": (33, 2503.8, 1769.9),
-        "torchreid-2019-05": (18, 1384.6, 998.7),
-        "torchreid-2020-03": (48, 3480.6, 2397.5),
-        "pytorch-reid-models": (147, 12774.8, 10723.2),
-    }
-    assert sum(row.trained_on == "imagenet" for row in published()) == 10
-    assert {row.model for row in published() if row.table.startswith("torchreid")} <= set(list_models())
-
-
-def test_one_network_printed_with_three_sizes_is_explained():
-    rows = [row for name in ("hacnn", "v2018_HACNN") for row in published(name)]
-    assert {(row.params, row.counting) for row in rows} == {("2.9", "exact"), ("3.7", "total"), ("4.5", "torchreid")}
-    assert all(row.note for row in rows if row.params != "2.9")
-
-
-# The command
-
-
-def test_the_command_shows_a_model(capsys):
-    assert main(["osnet_x0_25"]) == 0
-    text = capsys.readouterr().out
-    for fact in ("0.20 M parameters, 0.08 G", "512 values", "256 x 128", "market1501 to market1501", "mega.nz"):
-        assert fact in text
-    assert main(["osnet_1_0"]) == 2
-    assert capsys.readouterr().err.startswith("unknown model 'osnet_1_0': did you mean")
-
-
-def test_the_command_lists_every_model(capsys, monkeypatch):
-    names = ["hacnn", "v2018_SqueezeNet"]
-    monkeypatch.setattr("reidlib.models.__main__.list_models", lambda: names)
-    assert main([]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert "published weights" in header
-    assert [line.split()[0] for line in lines] == names
-    assert lines[0].endswith("market1501, dukemtmcreid, msmt17")
-    assert lines[1].split()[-1] == "-"

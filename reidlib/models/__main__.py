@@ -1,14 +1,12 @@
-"""`python -m reidlib.models` lists every model; `python -m reidlib.models NAME` shows one."""
+"""`python -m reidlib.models` lists every model; `python -m reidlib.models NAME` shows the card of one."""
 
 import argparse
 import sys
 
-import torch
-
-from reidlib.models import ReIDModel, complexity, create_model, list_models
+from reidlib.models import MODELS, list_models
+from reidlib.models.cards import Card, card
+from reidlib.models.costs import exact
 from reidlib.models.published import published
-
-CLASSES = 751  # Market-1501's, where a size depends on them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,61 +17,53 @@ def main(arguments: list[str] | None = None) -> int:
         listing()
         return 0
     try:
-        print(card(empty(name)))
+        print(card_text(card(name)))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def empty(name: str) -> ReIDModel:
-    """The model without memory: shapes are all that is shown."""
-    with torch.device("meta"):
-        return create_model(name, num_classes=CLASSES)
-
-
 def listing() -> None:
-    row = "{:<34} {:<18} {:>9} {:>9} {:>8} {:>8}  {}"
+    row = "{:<38} {:<20} {:>9} {:>9} {:>8} {:>8}  {}"
     print(row.format("name", "family", "params", "mult-adds", "feature", "input", "published weights"))
     for name in list_models():
-        model = empty(name)
-        size = "x".join(map(str, model.input_size))
-        print(row.format(name, model.family, *cost(model), model.feature_dim, size, ", ".join(weights(name)) or "-"))
+        spec, here = MODELS[name], exact(name)
+        size = "x".join(map(str, spec.input_size))
+        costs = f"{here.params / 1e6:.2f} M", f"{here.macs / 1e9:.2f} G"
+        print(row.format(name, spec.family, *costs, here.feature, size, ", ".join(weights(name)) or "-"))
 
 
-def card(model: ReIDModel) -> str:
-    params, macs = cost(model)
-    layer = next(name for name, module in model.named_modules() if module is model.cam_layer)
+def card_text(card: Card) -> str:
     lines = [
-        f"{model.name}, loads the files of {model.family}",
-        f"  input      RGB {model.input_size[0]} x {model.input_size[1]}, mean {model.mean}, std {model.std}",
-        f"  feature    {model.feature_dim} values",
-        f"  cost       {params} parameters, {macs} multiply-adds an image",
-        f"  CAM        read at {layer}",
+        f"{card.name}, loads the files of {card.family}",
+        f"  input      RGB {card.input_size[0]} x {card.input_size[1]}, mean {card.mean}, std {card.std}",
+        f"  feature    {card.feature_dim} values",
+        f"  cost       {card.cost.params / 1e6:.2f} M parameters, {card.cost.macs / 1e9:.2f} G multiply-adds an image",
+        f"  CAM        read at {card.cam_layer}, {' x '.join(map(str, card.cam_map))}",
     ]
-    for key, part in model.network.named_children():
-        count = sum(p.numel() for p in part.parameters())
-        lines.append(f"  {key:<10} {type(part).__name__}, {count / 1e6:.2f} M parameters at {CLASSES} classes")
-    for table, counting in dict.fromkeys((row.table, row.counting) for row in published(model.name) if row.params):
-        rows = [row for row in published(model.name) if row.table == table]
-        printed = f"{rows[0].params} M parameters" + f", {rows[0].macs} G multiply-adds" * bool(rows[0].macs)
-        lines.append(f"published in {table}: {printed}")
-        count = complexity(model, counting=counting)
-        lines.append(f"  counted that way ({counting}) here: {count.params / 1e6:.3f} M, {count.macs / 1e9:.3f} G")
-        lines += [f"  {note}" for note in dict.fromkeys(row.note for row in rows if row.note)]
-        for row in (row for row in rows if row.rank1 is not None):
-            notes = ", ".join(filter(None, ("all images" * row.combineall, row.protocol, row.loss)))
-            path = f"{row.trained_on} to {row.tested_on}" + f" ({notes})" * bool(notes)
-            lines.append(f"  {path}: rank-1 {row.rank1}, mAP {row.mAP}  {row.link}".rstrip())
-    for row in published(model.name):
+    if card.same_network:
+        lines.append(f"  same as    {', '.join(card.same_network)}, in other weights")
+    for part in card.parts:
+        shape = f", gives {' x '.join(map(str, part.output))}" if part.output else ""
+        lines.append(f"  {part.name:<20} {part.kind}, {part.params:,} parameters{shape}")
+    for figure in card.figures:
+        for printed, unit, here, why in (
+            (figure.printed_params, "M parameters", figure.params / 1e6, figure.params_why),
+            (figure.printed_macs, "G multiply-adds", figure.macs / 1e9, figure.macs_why),
+        ):
+            if printed:
+                said = f"{printed} {unit} in {figure.table}"
+                lines.append(f"{said}: {f'here {here:.3f}; {why}' if why else 'as here'}")
+    for row in card.results:
         if row.rank1 is None:
             lines.append(f"weights for {row.trained_on} in {row.table}: {row.link}")
+            continue
+        notes = ", ".join(filter(None, ("all images" * row.combineall, row.protocol, row.loss)))
+        path = f"{row.table}, {row.trained_on} to {row.tested_on}" + f" ({notes})" * bool(notes)
+        lines.append(f"{path}: rank-1 {row.rank1}, mAP {row.mAP}  {row.link}".rstrip())
+    lines += [f"{table}: {note}" for table, note in dict.fromkeys((r.table, r.note) for r in card.results if r.note)]
     return "\n".join(lines)
-
-
-def cost(model: ReIDModel) -> tuple[str, str]:
-    params, macs = complexity(model)
-    return f"{params / 1e6:.2f} M", f"{macs / 1e9:.2f} G"
 
 
 def weights(name: str) -> list[str]:

@@ -17,6 +17,8 @@ from reidlib.models.published import published
 
 IDENTITIES = {"market1501": 751, "dukemtmcreid": 702, "msmt17": 1041}  # in training; some counts depend on them
 
+CAMERAS = 6  # of Market-1501, for the models that embed them
+
 # Why a table's figure is another than the exact one: parameters, multiply-adds.
 WHY = {
     "total": ("every parameter is counted, classifiers for 751 identities too", ""),
@@ -29,10 +31,9 @@ WHY = {
         "norms are counted, four an element, and average pools; matrix products outside layers are not",
     ),
     "thop-fastreid": (
-        "only plain torch layers are counted: neither FastReID's batch norms, nor bare parameters, nor timm's padded "
-        "convolution in ConvNeXt",
+        "only plain torch layers are counted: neither FastReID's batch norms nor bare parameters",
         "of norms only plain torch ones are counted, four an element, and average pools; matrix products outside "
-        "layers and timm's padded convolution in ConvNeXt are not",
+        "layers are not",
     ),
     "thop-abd": (
         "its classifiers run at test time too, so the figure depends on the identities of the training set",
@@ -87,7 +88,7 @@ def measured() -> dict[tuple[str, str, int], Measured]:
 
 
 def exact(model: str) -> Measured:
-    """What a model really costs at test time, at Market-1501's number of identities."""
+    """What a model really costs at test time, for Market-1501's people and cameras."""
     return measured()[model, "exact", IDENTITIES["market1501"]]
 
 
@@ -133,7 +134,7 @@ def count(progress: Callable[[str], None] = lambda model: None) -> Iterator[Meas
         ways = {_key(name, row.counting, row.trained_on) for row in published(name) if row.params}
         for _, counting, classes in sorted({_key(name, "exact", "market1501")} | ways):
             with torch.device("meta"):
-                model = create_model(name, num_classes=classes)
+                model = create_model(name, num_classes=classes, num_cameras=CAMERAS)
             yield Measured(name, counting, classes, model.feature_dim, *complexity(model, counting=counting))
 
 

@@ -17,6 +17,40 @@ from importlib.resources import files
 from typing import NamedTuple
 
 
+class Source(NamedTuple):
+    """Where a table was printed, and what it says of its own counting."""
+
+    title: str
+    date: str
+    url: str
+    says: str
+
+
+_TORCHREID, _HWLIIU = "https://github.com/KaiyangZhou/deep-person-reid", "https://github.com/HWliiu/pytorch-reid-models"
+SOURCES = {  # by `Published.table`, oldest first
+    "torchreid-2018-08": Source(
+        "the first model zoo of deep-person-reid",
+        *("2018-08-07", f"{_TORCHREID}/tree/1f685fe", "sizes without the classification layer"),
+    ),
+    "torchreid-2019-03": Source(
+        "the model zoo of deep-person-reid",
+        *("2019-03-23", f"{_TORCHREID}/tree/d0fe37c", "sizes without the classification layer"),
+    ),
+    "torchreid-2019-05": Source(
+        "the model zoo of deep-person-reid",
+        *("2019-05-28", f"{_TORCHREID}/tree/21171eb", "sizes and costs of the layers that are used at test time"),
+    ),
+    "torchreid-2020-03": Source(
+        "the model zoo of deep-person-reid",
+        *("2020-03-31", f"{_TORCHREID}/tree/322ec2b", "sizes and costs of the layers that are used at test time"),
+    ),
+    "pytorch-reid-models": Source(
+        "the models of seven projects, trained again by pytorch-reid-models",
+        *("", _HWLIIU, "sizes and costs by the profiler thop 0.1.1, without saying so"),
+    ),
+}
+
+
 class Published(NamedTuple):
     """One row. Text is empty and a number None where the source prints none."""
 

@@ -1,0 +1,102 @@
+"""The card of a model: its parts, what it sees and gives, where its CAM is read, what it costs, what was published.
+
+Everything is read off the model itself, built and run on the meta device: no memory, no weights, no download.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reidlib.models import ALIASES, MODELS, Complexity, complexity, create_model
+from reidlib.models.costs import CAMERAS, IDENTITIES, Figure, figures
+from reidlib.models.published import Published, published
+
+
+class Part(NamedTuple):
+    """A module of the network, or several alike in a row: `params` are those of all.
+
+    `output` is the shape for one image, () where it is called by its parts only.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    params: int
+
+
+class Card(NamedTuple):
+    """What there is to know of a model, for Market-1501's people and cameras; sizes are (height, width)."""
+
+    name: str
+    family: str
+    same_network: tuple[str, ...]  # the names that differ in weights only
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    feature_dim: int
+    cost: Complexity
+    cam_layer: str
+    cam_map: tuple[int, int, int]  # channels, height, width
+    parts: tuple[Part, ...]
+    figures: tuple[Figure, ...]
+    results: tuple[Published, ...]
+
+    @property
+    def weights(self) -> tuple[Published, ...]:
+        """One row a published file, newest table first."""
+        return tuple({row.link: row for row in self.results if row.link}.values())[::-1]
+
+
+def card(name: str) -> Card:
+    """The card of one of `list_models()`, or of an older spelling; ValueError for an unknown name."""
+    with torch.device("meta"):
+        model = create_model(name, num_classes=IDENTITIES["market1501"], num_cameras=CAMERAS).eval()
+    cam_name = next(key for key, module in model.named_modules() if module is model.cam_layer)
+    shapes, cam_map = _shapes(model)
+    return Card(
+        *(model.name, model.family, same_network(model.name), model.input_size, model.mean, model.std),
+        *(model.feature_dim, complexity(model), cam_name, cam_map, tuple(_parts(model.network, shapes))),
+        *(figures(model.name), published(model.name)),
+    )
+
+
+def same_network(name: str) -> tuple[str, ...]:
+    """The other names whose declarations wire the same trunk and head, whatever the project and its weights."""
+
+    def network(key: str) -> tuple[object, ...]:
+        spec = MODELS[ALIASES.get(key, key)]
+        return spec.wiring, spec.backbone, spec.head, spec.input_size
+
+    return tuple(other for other in MODELS if other != name and network(other) == network(name))
+
+
+def _shapes(model: nn.Module) -> tuple[dict[nn.Module, tuple[int, ...]], tuple[int, int, int]]:
+    """The output of every module that runs for one image, without the batch, and the map that a CAM is read from."""
+    outputs: dict[nn.Module, object] = {}
+    handles = [module.register_forward_hook(lambda m, _, out: outputs.update({m: out})) for module in model.modules()]
+    model(torch.zeros(1, 3, *model.input_size, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta"))
+    for handle in handles:
+        handle.remove()
+    cam_map = tuple(model.cam_map(outputs[model.cam_layer]).shape[1:])
+    return {module: tuple(out.shape[1:]) for module, out in outputs.items() if isinstance(out, Tensor)}, cam_map
+
+
+def _parts(network: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> Iterator[Part]:
+    """The network's modules, each with its own; those without parameters are left out."""
+    for name, module in network.named_children():
+        inner = [(f"{name}.{key}", part) for key, part in module.named_children()]
+        named = [(key, _part(part, shapes)) for key, part in ((name, module), *inner)]
+        for (kind, output, params), group in groupby(named, key=lambda entry: entry[1]):
+            keys = [key for key, _ in group]
+            if params:
+                last = f" … {keys[-1].rpartition('.')[2]}" if len(keys) > 1 else ""
+                times = f"{len(keys)} × " if len(keys) > 1 else ""
+                yield Part(keys[0] + last, times + kind, output, len(keys) * params)
+
+
+def _part(module: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> tuple[str, tuple[int, ...], int]:
+    kind = type(module).__name__.lstrip("_")
+    return kind, shapes.get(module, ()), sum(p.numel() for p in module.parameters())
