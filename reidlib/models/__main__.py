@@ -3,10 +3,11 @@
 import argparse
 import sys
 
-from reidlib.models import MODELS, list_models
+from reidlib.models import list_models
 from reidlib.models.cards import Card, card
 from reidlib.models.costs import exact
 from reidlib.models.published import published
+from reidlib.models.zoo import MODELS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reidlib.models import ALIASES, MODELS, Complexity, complexity, create_model
+from reidlib.models import Complexity, complexity, create_model
 from reidlib.models.costs import CAMERAS, IDENTITIES, Figure, figures
 from reidlib.models.published import Published, published
+from reidlib.models.zoo import ALIASES, MODELS
 
 
 class Part(NamedTuple):
