@@ -160,7 +160,8 @@ def _new_name(names: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
     """A name no run has yet where a model is trained or none is needed, else the newest run."""
     known = {name: parameters(name) for name in names}
     if "train" not in names and any("run" in declared for declared in known.values()):
-        return str(Run.open().path)
+        chosen = next((v for name, v in values.items() if "weights" in known[name]), {})
+        return str(Run.open(model=chosen.get("model", ""), weights=chosen.get("weights", "")).path)
     first = "train" if "train" in names else names[0]
     default = {p: d["default"].strip("\"'") for p, d in known[first].items()}
     parts = [str(values[first].get(p, default[p])) for p in ("model", "dataset") if p in default] or [first]
@@ -178,6 +179,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter"
     )
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="search: values of a parameter, each as for -p; every combination is run, several seeds too",
+    )
     parser.add_argument("--list", dest="show", metavar="NOTEBOOK", help="show the parameters of a notebook")
     args = parser.parse_args(argv)
     try:
@@ -189,8 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"name at least one notebook of {', '.join(list_notebooks())}")
         given = dict(args.given)
         os.environ["REID_BATCH"] = "1"
+        if args.grid:
+            return _search(args.notebooks, given, args.grid)
         run = run_all(args.notebooks, given, progress=True)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NotebookFailed as error:
@@ -201,6 +212,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print_results(run)
     return 0
+
+
+def _search(names: Sequence[str], given: dict[str, str], axes: list[list[str]]) -> int:
+    """The command line of a search: 1 where a point failed."""
+    from reidlib.search import search, table
+
+    grid: dict[str, list[str]] = {}
+    for name, *values in axes:
+        grid.setdefault(name, []).extend(values)
+    folder = search(names, given, grid, progress=True)
+    failed = folder.read_json("search.json")["failed"]
+    print(f"\n{table(folder).to_string(index=False)}\n\ntable, mean and spread, figures: {folder.path}")
+    if failed:
+        print(f"error: {len(failed)} points failed: {'; '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def print_results(run: Run) -> None:

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all: written under a temporary name, flushed, then renamed."""
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PART = ".part-"
+
+
+def sha256(path: str | Path) -> str:
+    """The hash of a file's content, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def clear_parts(folder: str | Path) -> None:

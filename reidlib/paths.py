@@ -1,4 +1,4 @@
-"""Where data sets and runs lie on this computer.
+"""Where data sets, weights and runs lie on this computer.
 
 `data_paths.yaml` is the file that REID_DATA_PATHS names, else the nearest one from the working directory upward, else
 the repository's. Relative paths in it start at the file's own folder. Runs go to REID_RUNS, else to `runs/` beside it.
@@ -14,6 +14,7 @@ from reidlib.errors import unknown_name
 
 FILE_NAME = "data_paths.yaml"
 REPOSITORY = Path(__file__).resolve().parents[1]
+_WEIGHTS = "weights"  # the one line that is not a data set's
 
 
 def data_paths_file() -> Path:
@@ -30,10 +31,14 @@ def data_paths_file() -> Path:
 
 
 def data_names() -> dict[str, object]:
-    """What the data_paths.yaml that holds here says: name → folder or file, as written.
+    """What the data_paths.yaml that holds here says of data sets: name → folder or file, as written.
 
     Raises FileNotFoundError for a file that cannot be read, ValueError for one that is not YAML of `name: folder`.
     """
+    return {name: folder for name, folder in _lines().items() if name != _WEIGHTS}
+
+
+def _lines() -> dict[str, object]:
     file = data_paths_file()
     try:
         paths = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -66,7 +71,21 @@ def packs_root() -> Path:
     return data_paths_file().parent / "data" / "packed"
 
 
+def weights_root() -> Path:
+    """The folder of weights that were fetched by hand: what data_paths.yaml says of `weights`, else data/weights."""
+    return (data_paths_file().parent / Path(str(_lines().get(_WEIGHTS, "data/weights"))).expanduser()).resolve()
+
+
 def runs_root() -> Path:
     """The folder of all runs; made when the first run is."""
     named = os.environ.get("REID_RUNS")
     return Path(named).expanduser().resolve() if named else data_paths_file().parent / "runs"
+
+
+def run_folder(run: str | Path) -> Path:
+    """`run` as a folder: a bare name lies in the runs root, `runs/<name>` too, any other path is itself."""
+    path = Path(run).expanduser()
+    if path.is_absolute():
+        return path
+    parts = path.parts[1:] if path.parts[:1] == ("runs",) else path.parts
+    return runs_root().joinpath(*parts)

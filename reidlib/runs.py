@@ -5,7 +5,6 @@
 Every file is written whole or not at all.
 """
 
-import hashlib
 import json
 import platform
 import shutil
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reidlib.errors import unknown_name
-from reidlib.files import clear_parts, whole_file
-from reidlib.paths import REPOSITORY, runs_root
+from reidlib.files import clear_parts, sha256, whole_file
+from reidlib.paths import REPOSITORY, run_folder, runs_root
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be looked at without it
     import torch
@@ -34,6 +33,8 @@ RESUME = ("auto", "restart", "never")
 class Run:
     """One folder of `runs/`. Make one with `Run.create`, take an existing one with `Run.open`."""
 
+    folder = staticmethod(run_folder)
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._new: tuple[dict[str, Any], str] | None = None  # what `create` was given, until `begin`
@@ -46,15 +47,6 @@ class Run:
         """As `Run.folder` takes it: "<run>", or "<search>/<point>" where it belongs to a search."""
         root = runs_root()
         return self.path.relative_to(root).as_posix() if self.path.is_relative_to(root) else self.path.name
-
-    @staticmethod
-    def folder(run: str) -> Path:
-        """`run` as a folder: a bare name lies in the runs root, `runs/<name>` too, any other path is itself."""
-        path = Path(run).expanduser()
-        if path.is_absolute():
-            return path
-        parts = path.parts[1:] if path.parts[:1] == ("runs",) else path.parts
-        return runs_root().joinpath(*parts)
 
     @classmethod
     def create(cls, run: str, params: dict[str, Any], *, resume: str = "auto") -> "Run":
@@ -88,13 +80,37 @@ class Run:
         return self
 
     @classmethod
-    def open(cls, run: str = "", *, trained: bool = True) -> "Run":
-        """A run that holds a trained model; without a name the newest one.
+    def open(
+        cls,
+        run: str = "",
+        *,
+        model: str = "",
+        weights: str = "",
+        trained: bool = True,
+        progress: bool | None = None,
+    ) -> "Run":
+        """A run that holds a trained model; without a name the newest one, with `model` the newest of that model.
 
+        With `weights` (see `create_model`) it is a light run, `runs/<model>-<weights>` unless `run` names it, made
+        where it is not there yet, downloads included: a copy of the weights in our own keys, so that it stays whole
+        when the download is gone, and all that takes a run takes it too. Its model.json says where they came from.
         `trained=False` takes one that has only begun as well: without a name the one that wrote a line last.
         Where there is no run at all, the train notebook is run first with its own defaults, the toy: so every notebook
-        works alone, from the first click. Raises FileNotFoundError for a name that is no run.
+        works alone, from the first click. Raises FileNotFoundError for a name that is no run, ValueError for a run of
+        another model, and what `create_model` raises.
         """
+        if weights:
+            return cls._light(run, model, weights, progress)
+        if model:
+            from reidlib.models.zoo import known
+
+            of_model = [r for r in cls.all() if r.read_json("model.json")["name"] == known(model)]
+            self = cls.open(run) if run else next(iter(of_model), None)
+            if self is None:
+                raise FileNotFoundError(f"no run in {runs_root()} holds a {model}: name its `weights`, or train it")
+            if self.read_json("model.json")["name"] != known(model):
+                raise ValueError(f"the run {self.name} holds no {model}: choose another `run`, or leave out `model`")
+            return self
         if run:
             self = cls(cls.folder(run))
             if not (self.path / ("model.json" if trained else "params.json")).is_file():
@@ -110,8 +126,32 @@ class Run:
         return cls.all(trained=trained)[0]
 
     @classmethod
+    def _light(cls, run: str, model: str, weights: str, progress: bool | None) -> "Run":
+        from reidlib.models import create_model
+        from reidlib.models.weights import find_weights
+
+        if not model:
+            raise ValueError(f"`weights` {weights!r} need a `model` to go into: name it")
+        found = find_weights(model, weights)
+        if found.run:
+            return cls.open(str(found.run), model=model)
+        self = cls.create(run or found.label, {"model": found.model, "weights": found.name})
+        made = self.read_json("model.json").get("weights")
+        if self.params and (made is None or self.params != {"model": found.model, "weights": found.name}):
+            raise FileExistsError(f"the run {self.name} holds other weights than these: choose another `run`")
+        if made and found.row:
+            return self  # whether or not the download is there still
+        file, digest = found.fetch(progress=progress)
+        if made is None or made["sha256"] != digest:
+            net = create_model(model, weights=file)
+            about = {"name": found.name, "link": found.row.link if found.row else "", "file": file.name}
+            about |= {"sha256": digest, "report": str(net.report)}
+            self.begin().save_model(net, trained_on=found.trained_on, tested_on=found.tested_on, weights=about)
+        return self
+
+    @classmethod
     def all(cls, *, trained: bool = True) -> list["Run"]:
-        """Every run that holds a trained model (or has begun, `trained=False`), points of searches too, newest first."""
+        """Every run with a trained model (`trained=False`: that has begun), points of searches too, the newest first."""
         file = "model.json" if trained else "metrics.jsonl"
         found = [p for depth in ("*", "*/*") for p in runs_root().glob(f"{depth}/{file}")]
         return [cls(p.parent) for p in sorted(found, key=lambda p: (-p.stat().st_mtime, p.parent.name))]
@@ -143,9 +183,22 @@ class Run:
 
     @property
     def tested_on(self) -> str:
-        """The data set to test on where none is named: whose query and gallery chose the best epoch."""
+        """The data set to test on where none is named: whose query and gallery chose the best epoch, or the first that
+        the weights were published with. ValueError where there is none.
+        """
         about = self.read_json("model.json")
-        return about.get("tested_on") or about["trained_on"]
+        name = about.get("tested_on") or ("" if "weights" in about else about["trained_on"])
+        if not name:
+            raise ValueError(f"what the weights of {self.name} are to be tested on is not known: name a data set")
+        return name
+
+    @property
+    def origin(self) -> str:
+        """Where the model's weights come from, in words."""
+        about = self.read_json("model.json")
+        if "weights" not in about:
+            return f"trained on {about['trained_on']} for {about['epoch']} epochs"
+        return "weights {name} from {file}, sha256 {sha256:.12}…".format(**about["weights"])
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -216,33 +269,28 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{path} does not hold the weights that model.json describes: {reason}") from error
 
+    def cameras(self, dataset: "ReIDDataset") -> dict[int, int] | None:
+        """What a model that embeds the camera is told of those of `dataset`: camid → label on the data set that it was
+        trained on; elsewhere None, as it knows none of them.
+        """
+        return dataset.camera_labels if dataset.name == self.read_json("model.json").get("trained_on") else None
+
     def features(
         self, model: "ReIDModel", dataset: "ReIDDataset", *, workers: int = 0, progress: bool = False
     ) -> tuple["Features", "Features"]:
-        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree.
-
-        A model that embeds the camera is told it only on the data set it was trained on.
-        """
+        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree."""
         from reidlib.data.loaders import eval_loader
         from reidlib.evaluation.features import extract_features, load_features, save_features
 
         path = self.path / "features" / f"{dataset.name}.safetensors"
-        stamp = {"weights": _sha256(self.path / "model.safetensors"), "data": dataset.fingerprint()}
-        own = dataset.name == self.read_json("model.json").get("trained_on")
+        stamp = {"weights": sha256(self.path / "model.safetensors"), "data": dataset.fingerprint()}
         found = load_features(path, stamp)
         if found is None:
+            told = {"cameras": self.cameras(dataset), "workers": workers}
+            splits = {"query": dataset.query, "gallery": dataset.gallery}
             found = {
-                split: extract_features(
-                    model,
-                    eval_loader(
-                        getattr(dataset, split),
-                        model.input_size,
-                        cameras=dataset.camera_labels if own else None,
-                        workers=workers,
-                    ),
-                    progress=progress,
-                )
-                for split in ("query", "gallery")
+                split: extract_features(model, eval_loader(samples, model.input_size, **told), progress=progress)
+                for split, samples in splits.items()
             }
             save_features(path, found, stamp)
         return found["query"], found["gallery"]
@@ -258,11 +306,6 @@ def _describe(model: "ReIDModel") -> dict[str, Any]:
         "mean": list(model.mean),
         "std": list(model.std),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -78,9 +78,10 @@ class ReIDDataset:
             digest.update(b"--\n")
         return digest.hexdigest()
 
-    def stamp(self) -> dict[str, str]:
-        """What a result says about the data behind it: version and fingerprint."""
-        return {"version": self.version, "data": self.fingerprint()}
+    def stamp(self) -> dict[str, object]:
+        """What a result says about the data behind it: version, fingerprint, and how many images each split has."""
+        images = {split: len(samples) for split, samples in self.splits.items()}
+        return {"version": self.version, "data": self.fingerprint(), "images": images}
 
     def counts(self) -> list[dict[str, object]]:
         """One row a split: images, people, cameras, distractors, junk. Ready for a table."""

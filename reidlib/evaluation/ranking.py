@@ -11,7 +11,7 @@ queries with no right match are left out of every mean. mINP: Ye et al., "Deep L
 TPAMI 2021.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reidlib.errors import unknown_name
 from reidlib.evaluation import kernels
 from reidlib.evaluation.spaces import (
     JUNK,
@@ -58,6 +59,16 @@ class RankingResult:
         """Share of valid queries whose first right match is among the first k, for any k >= 1."""
         at_least_one(k=k)
         return ((self.first_match > 0) & (self.first_match <= k)).sum().item() / self.num_valid
+
+    def counted(self, means_over: str = "valid") -> "RankingResult":
+        """The same ranking with mAP and mINP as means over the "valid" queries, or over "all": a query without a right
+        match then counts 0, as some evaluators have it. CMC is over valid queries either way. ValueError for others.
+        """
+        if means_over not in ("valid", "all"):
+            raise unknown_name("value of means_over", means_over, ("valid", "all"))
+        count = self.num_valid if means_over == "valid" else self.num_query
+        mean_ap, mean_inp = (each.nansum().item() / count for each in (self.ap, self.inp))
+        return replace(self, mAP=mean_ap, mINP=mean_inp)
 
     def to_dict(self) -> dict[str, float]:
         """The means as plain numbers, in [0, 1], for JSON and tables."""

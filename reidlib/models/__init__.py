@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reidlib.errors import unknown_name
 from reidlib.models import checkpoints
 from reidlib.models.architectures import ReIDModel, Sizes
 from reidlib.models.checkpoints import CheckpointError, Layout, Report
 from reidlib.models.complexity import Complexity, complexity
 from reidlib.models.heads import Outputs
-from reidlib.models.zoo import ALIASES, MODELS, Model
+from reidlib.models.weights import find_weights
+from reidlib.models.zoo import MODELS, Model, known
 
 __all__ = [
     "CheckpointError",
@@ -37,24 +37,36 @@ def list_models() -> list[str]:
 def create_model(
     name: str,
     *,
+    weights: str | Path = "",
     num_classes: int | None = None,
     num_cameras: int | None = None,
     input_size: tuple[int, int] | None = None,
 ) -> ReIDModel:
-    """Build a model with fresh weights, as its paper initialises them; nothing is downloaded.
+    """Build a model with fresh weights, as its paper initialises them, or with `weights`.
 
-    `name`: one of `list_models()`, or an older spelling of it (`zoo.ALIASES`). `num_classes`: identities in training;
-    None or 0 for a model that only gives features. `num_cameras`: for the models that embed the camera. `input_size`:
-    (height, width) other than the published one, 32 pixels or more each (75 for the Inception networks).
-    ValueError for an unknown name (with the nearest ones) or impossible sizes.
+    `name`: one of `list_models()`, or an older spelling of it (`zoo.ALIASES`). `weights`: a data set that some were
+    published for ("market1501", "torchreid-2019-03:msmt17-combineall": see `weights.py`), "imagenet", a file, or a
+    run; published ones are downloaded where they are not here yet, nothing is otherwise. `num_classes`: identities in
+    training; 0 for a model that only gives features. `num_cameras`: for the models that embed the camera. Both are
+    those of the weights where None is given, else none. `input_size`: (height, width) other than the published one (or
+    the run's), 32 pixels or more each (75 for the Inception networks).
+
+    ValueError for an unknown name (with the nearest ones) or impossible sizes, FileNotFoundError for weights that are
+    not there or ask for a person, DownloadError, or CheckpointError where they do not fit.
     """
-    name = ALIASES.get(name, name)
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+    name = known(name)
     for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
-    spec = MODELS[name]
+    spec, state = MODELS[name], None
+    if weights:
+        found = find_weights(name, weights)
+        file, _ = found.fetch()
+        state = checkpoints.read_state_dict(file)
+        classes, cameras = checkpoints.trained_for(state, spec.family)
+        num_classes = classes if num_classes is None else num_classes
+        num_cameras = cameras if num_cameras is None else num_cameras
+        input_size = found.input_size if input_size is None else input_size
     size = spec.input_size if input_size is None else input_size
     sides = size if isinstance(size, Sequence) and len(size) == 2 else ()
     least = 32
@@ -62,6 +74,8 @@ def create_model(
         model = _build(name, spec, Sizes(num_classes or None, num_cameras or None, tuple(size)))
         least = model.network.min_size
         if min(sides) >= least:
+            if state is not None:
+                model.report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
             return model
     raise ValueError(f"input_size is (height, width), {least} or more, such as {spec.input_size}; got {input_size!r}")
 
@@ -78,7 +92,8 @@ def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor])
     `module.`; of any floating dtype. Classifiers of another size are dropped and named in the report. Raises
     FileNotFoundError, or CheckpointError that lists what does not fit and the models that would. No code in it is run.
     """
-    return checkpoints.load(model, source, candidates=_layouts)
+    model.report = checkpoints.load(model, source, candidates=_layouts)
+    return model.report
 
 
 def _layouts() -> Iterator[Layout]:

@@ -86,9 +86,12 @@ class Branches(Network):
         return self.backbone(x)
 
     def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
-        outs = [head(part) for head, part in zip(self.heads, self.maps(x, camids), strict=True)]
+        return self.join(self.maps(x, camids))
+
+    def join(self, maps: Sequence[Tensor]) -> Tensor | Outputs:
+        outs = [head(part) for head, part in zip(self.heads, maps, strict=True)]
         if self.training:
-            return Outputs([y for out in outs for y in out.logits], [y for out in outs for y in out.embeddings])
+            return Outputs(*([y for ys in each for y in ys] for each in zip(*outs, strict=True)))
         return torch.cat([F.normalize(out, dim=1) if self.normalise else out for out in outs], dim=1)
 
 
@@ -106,6 +109,14 @@ class MGN(Branches):
     def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
         b1, b2, b3 = self.backbone(x)
         return b1, b2, b3, *stripes(b2, 2), *stripes(b3, 3)
+
+    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+        out = super().forward(x, camids)
+        if not self.training:
+            return out
+        *whole, b21, b22, b31, b32, b33 = out.embeddings
+        # As in FastReID metric losses see the stripes of a branch together.
+        return out._replace(embeddings=[*whole, torch.cat([b21, b22], dim=1), torch.cat([b31, b32, b33], dim=1)])
 
 
 class _ThreeEnds(nn.Module):
@@ -139,6 +150,12 @@ class ABD(Branches):
     def __init__(self, backbone: Factory, head: tuple[Factory, Factory], sizes: Sizes) -> None:
         super().__init__(lambda: _TwoEnds(backbone()), head, sizes)
 
+    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+        attended, *maps = self.backbone(x)
+        out = self.join(maps)
+        # Upstream weighs the penalty on this map by 0.01, and what is penalised is quadratic in the map.
+        return out._replace(maps=[0.1 * attended, *out.maps]) if self.training else out
+
 
 class _TwoEnds(nn.Module):
     """A trunk that can be `cut`, with channel attention after its first stage, and its last stage twice."""
@@ -155,8 +172,9 @@ class _TwoEnds(nn.Module):
         return self.branches[0]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.middle(self.attention(self.shallow(x)))
-        return [branch(x) for branch in self.branches]
+        attended = self.attention(self.shallow(x))
+        x = self.middle(attended)
+        return [attended, *(branch(x) for branch in self.branches)]
 
 
 class TransReID(Branches):
@@ -232,6 +250,7 @@ class ReIDModel(nn.Module):
         super().__init__()
         self.network = network
         self.name, self.family = name, family
+        self.report = None  # what the last load of weights did: a checkpoints.Report
         self.num_classes, self.num_cameras, self.input_size = sizes
         self.mean, self.std = mean, std
         self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

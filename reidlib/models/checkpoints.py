@@ -188,6 +188,8 @@ TWINS = {"APNet": r"^base_\d\."}  # its trunk, registered as a whole and in piec
 _WRAPPERS = ("state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _CLASSIFIER = re.compile(r"\bclassifiers?\.")
+_SCORES = re.compile(r"\b(classifiers?|scores)\.(.+\.)?weight$")
+_CAMERAS = re.compile(r"\bsie_embed$")
 _OWN_PREFIX = "network."  # the keys of a ReIDModel's own state dict
 
 
@@ -312,17 +314,31 @@ def rename(key: str, rules: Rules) -> str | Drop:
     return key
 
 
+def trained_for(state: Mapping[str, Tensor], family: str) -> tuple[int | None, int | None]:
+    """How many classes and cameras weights of `family` know, by their shapes; None where nothing shows it."""
+    counts = [None, None]
+    for key, target in lead(state, family).items():
+        for at, pattern in enumerate((_SCORES, _CAMERAS)):
+            if not isinstance(target, Drop) and pattern.search(target):
+                counts[at] = len(state[key])
+    return tuple(counts)
+
+
 def load(
     model: nn.Module,
     source: str | Path | Mapping[str, Tensor],
     *,
+    where: str = "",
     candidates: Callable[[], Iterable[Layout]] = tuple,
 ) -> Report:
-    """Load strictly, all or nothing. CheckpointError lists what does not fit, and which of `candidates` fits best."""
+    """Load strictly, all or nothing. CheckpointError lists what does not fit, and which of `candidates` fits best.
+
+    `where` the tensors of a mapping came from is part of that sentence.
+    """
     state = read_state_dict(source)
     found = match(state, Layout.of(model), lead(state, model.family))
     if found.problems:
-        where = "the state dict" if isinstance(source, Mapping) else str(source)
+        where = where or ("the state dict" if isinstance(source, Mapping) else str(source))
         better = _better_fit(state, len(found.problems), candidates())
         raise CheckpointError(f"{where} does not fit {model.name}: {_listed(found.problems)}{better}")
     model.load_state_dict({**model.state_dict(), **found.tensors})

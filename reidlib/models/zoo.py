@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import nn
 
+from reidlib.errors import unknown_name
 from reidlib.models.architectures import ABD, MGN, Baseline, Branches, TransReID
 from reidlib.models.backbones import (
     HACNN,
@@ -35,11 +36,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Model:
-    """A declaration: `wiring(backbone, head, sizes)` is the network. `input_size` is (height, width)."""
+    """A declaration: `wiring(backbone, head, sizes)` is the network. `input_size` is (height, width).
+
+    `recipe` is the name of the training settings that it was published with.
+    """
 
     backbone: Callable[..., nn.Module]
     head: Callable[..., nn.Module]
     family: str
+    recipe: str = "torchreid_softmax"
     wiring: Callable[..., nn.Module] = Baseline
     input_size: tuple[int, int] = (256, 128)
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -48,6 +53,7 @@ class Model:
 
 _torchreid = partial(Model, family="torchreid")
 _2018 = "torchreid-2018"  # files of the zoo's first months, with other keys
+_osnet = partial(Model, head=partial(Head, embed=512), family="torchreid", recipe="osnet_softmax")
 _embed512 = partial(Head, embed=512)
 _IBN = ("bn+in", "bn+in", "bn", "bn", "bn", "bn")
 _AIN = ("in", "in", "bn", "in", "in", "bn")  # the places that the TPAMI paper's search chose
@@ -55,12 +61,12 @@ _AIN = ("in", "in", "bn", "in", "in", "bn")  # the places that the TPAMI paper's
 # Reference of all that follow: KaiyangZhou/deep-person-reid.
 MODELS: dict[str, Model] = {
     # OSNet, plain and IBN: Zhou et al., ICCV 2019, arXiv 1905.00953; AIN: Zhou et al., TPAMI 2021, arXiv 1910.06827.
-    "osnet_x1_0": _torchreid(OSNet, _embed512),
-    "osnet_x0_75": _torchreid(partial(OSNet, width=0.75), _embed512),
-    "osnet_x0_5": _torchreid(partial(OSNet, width=0.5), _embed512),
-    "osnet_x0_25": _torchreid(partial(OSNet, width=0.25), _embed512),
-    "osnet_ibn_x1_0": _torchreid(partial(OSNet, stem="in", blocks=_IBN), _embed512),
-    "osnet_ain_x1_0": _torchreid(partial(OSNet, stem="in", blocks=_AIN), _embed512),
+    "osnet_x1_0": _osnet(OSNet),
+    "osnet_x0_75": _osnet(partial(OSNet, width=0.75)),
+    "osnet_x0_5": _osnet(partial(OSNet, width=0.5)),
+    "osnet_x0_25": _osnet(partial(OSNet, width=0.25)),
+    "osnet_ibn_x1_0": _osnet(partial(OSNet, stem="in", blocks=_IBN)),
+    "osnet_ain_x1_0": _osnet(partial(OSNet, stem="in", blocks=_AIN)),
     # ResNet: He et al., CVPR 2016, arXiv 1512.03385; mid-level features: Yu et al., arXiv 1711.08106;
     # SE: Hu et al., CVPR 2018, arXiv 1709.01507.
     "resnet50": _torchreid(ResNet, Head),
@@ -102,7 +108,7 @@ MODELS |= {f"{name}_dpr": MODELS[name] for name in ("mlfn", "osnet_x1_0", "osnet
 
 # BoT, a strong baseline: Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person Re-Identification", CVPR
 # workshops 2019, arXiv 1903.07071. Reference: michuanhaohao/reid-strong-baseline.
-_bot = partial(Model, head=partial(Head, neck="bn"), family="reid-strong-baseline")
+_bot = partial(Model, head=partial(Head, neck="bn"), family="reid-strong-baseline", recipe="bot")
 MODELS |= {
     "resnet50_bot": _bot(partial(ResNet, last_stride=1, stem_relu=False)),
     "resnet50_ibn_a_bot": _bot(partial(ResNet, last_stride=1, ibn="a")),
@@ -117,6 +123,7 @@ MODELS["resnet50_agw"] = Model(
     partial(ResNet, last_stride=1, stem_relu=False, non_local=(0, 2, 3, 0)),
     partial(Head, pool="gem", neck="bn"),
     family="AGW",
+    recipe="agw",
 )
 
 # FastReID: He et al., "FastReID: A Pytorch Toolbox for General Instance Re-identification", ACM MM 2023,
@@ -129,7 +136,8 @@ _NL50, _NL101 = {"non_local": (0, 2, 3, 0)}, {"non_local": (0, 2, 9, 0)}
 _BAGTRICKS = partial(Head, neck="bn")
 _AGW = partial(Head, pool="gem3", neck="bn")
 _SBS = partial(Head, pool="gem", neck="bn", metric_feats="after", classifier="cosine")
-_fastreid = partial(Model, family="fast-reid")
+_fastreid = partial(Model, family="fast-reid", recipe="fastreid_bot")
+_fastreid_agw, _fastreid_sbs = partial(_fastreid, recipe="fastreid_agw"), partial(_fastreid, recipe="sbs")
 MODELS |= {
     "bagtricks_R50_fastreid": _fastreid(_R50, _BAGTRICKS),
     "bagtricks_R50_ibn_fastreid": _fastreid(_R50_IBN, _BAGTRICKS),
@@ -146,14 +154,14 @@ MODELS |= {
     "bagtricks_inception_resnet_v2_fastreid": _fastreid(
         partial(timm_trunk, "inception_resnet_v2", min_size=75), _BAGTRICKS
     ),
-    "agw_R50_fastreid": _fastreid(partial(_R50, **_NL50), _AGW),
-    "agw_R50_ibn_fastreid": _fastreid(partial(_R50_IBN, **_NL50), _AGW),
-    "agw_R101_ibn_fastreid": _fastreid(partial(_R101_IBN, **_NL101), _AGW),
-    "agw_S50_fastreid": _fastreid(ResNeSt, _AGW),
-    "sbs_R50_fastreid": _fastreid(partial(_R50, **_NL50), _SBS),
-    "sbs_R50_ibn_fastreid": _fastreid(partial(_R50_IBN, **_NL50), _SBS),
-    "sbs_R101_ibn_fastreid": _fastreid(partial(_R101_IBN, **_NL101), _SBS),
-    "sbs_S50_fastreid": _fastreid(ResNeSt, _SBS),
+    "agw_R50_fastreid": _fastreid_agw(partial(_R50, **_NL50), _AGW),
+    "agw_R50_ibn_fastreid": _fastreid_agw(partial(_R50_IBN, **_NL50), _AGW),
+    "agw_R101_ibn_fastreid": _fastreid_agw(partial(_R101_IBN, **_NL101), _AGW),
+    "agw_S50_fastreid": _fastreid_agw(ResNeSt, _AGW),
+    "sbs_R50_fastreid": _fastreid_sbs(partial(_R50, **_NL50), _SBS),
+    "sbs_R50_ibn_fastreid": _fastreid_sbs(partial(_R50_IBN, **_NL50), _SBS),
+    "sbs_R101_ibn_fastreid": _fastreid_sbs(partial(_R101_IBN, **_NL101), _SBS),
+    "sbs_S50_fastreid": _fastreid_sbs(ResNeSt, _SBS),
 }
 
 # MGN: Wang et al., ACM MM 2018, arXiv 1804.01438, with FastReID's trunks (no non-local blocks) and pools.
@@ -163,16 +171,21 @@ for _recipe, _head in (
     ("mgn_sbs", partial(_SBS, reduce=256)),
 ):
     for _name, _trunk in (("R50", _R50), ("R50_ibn", _R50_IBN), ("S50", ResNeSt), ("S50_ibn", ResNeSt)):
-        MODELS[f"{_recipe}_{_name}_fastreid"] = _fastreid(_trunk, _head, wiring=MGN)
+        MODELS[f"{_recipe}_{_name}_fastreid"] = _fastreid(_trunk, _head, wiring=MGN, recipe=_recipe)
 
 # APNet: Chen et al., "Person Re-identification via Attention Pyramid", TIP 2021, arXiv 2108.05340.
 # Reference: CHENGY12/APNet.
 MODELS["resnet50_ap"] = Model(
-    partial(ResNet, last_stride=1, stem_relu=False, pyramid=True), partial(Head, neck="bn"), family="APNet"
+    partial(ResNet, last_stride=1, stem_relu=False, pyramid=True),
+    partial(Head, neck="bn"),
+    family="APNet",
+    recipe="apnet",
 )
 
 # ABD-Net: Chen et al., ICCV 2019, arXiv 1908.01114. Reference: VITA-Group/ABD-Net.
-_abd = partial(Model, head=(partial(Head, embed=1024, dropout=0.5), AttentionHead), family="ABD-Net", wiring=ABD)
+_abd = partial(
+    Model, head=(partial(Head, embed=1024, dropout=0.5), AttentionHead), family="ABD-Net", recipe="abd", wiring=ABD
+)
 MODELS |= {
     "resnet50_abd": _abd(partial(ResNet, last_stride=1)),
     "densenet121_abd": _abd(partial(DenseNet, last_stride=1)),
@@ -183,6 +196,7 @@ _transreid = partial(
     Model,
     head=partial(Head, pool="none", neck="bn", feats="before"),
     family="TransReID",
+    recipe="transreid",
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
 )
@@ -198,3 +212,11 @@ ALIASES = {
     "mobilenetv2_1dot4": "mobilenetv2_x1_4",
     "nasnetmobile": "nasnsetmobile",
 }
+
+
+def known(name: str) -> str:
+    """Today's name of a model. ValueError for one that nobody knows, with the nearest ones."""
+    name = ALIASES.get(name, name)
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return name

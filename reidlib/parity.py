@@ -1,0 +1,152 @@
+"""A result beside what was published for the same model, training set and test set: reached, or why perhaps not.
+
+Reached is a difference of 0.3 points or less in Rank-1 and in mAP: about what other library versions, JPEG decoders and
+printed digits amount to. Beyond that, whatever is known to differ between the two sides is named, the likeliest first.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from reidlib.data.datasets import PUBLISHED
+from reidlib.data.samples import COMBINED
+from reidlib.models.published import Published, published
+
+TOLERANCE = 0.3  # points
+
+
+class Parity(NamedTuple):
+    """A result and one published row. The differences are in points, ours minus theirs."""
+
+    row: Published
+    tested_on: str
+    rank1: float
+    mAP: float
+    causes: tuple[str, ...]  # none at parity
+
+    @property
+    def verdict(self) -> str:
+        """ "parity"; else "above", "below" or, where Rank-1 and mAP disagree, "mixed"."""
+        if _close(self.rank1) and _close(self.mAP):
+            return "parity"
+        sides = {difference > 0 for difference in (self.rank1, self.mAP) if not _close(difference)}
+        return "mixed" if len(sides) > 1 else "above" if sides == {True} else "below"
+
+
+def compare(about: Mapping[str, Any], tested_on: str, result: Mapping[str, Any]) -> list[Parity]:
+    """What was published for the model that `about` (a model.json) describes, beside its `result` on `tested_on`.
+
+    `result` is an entry of result.json: shares in [0, 1], `metric`, `cameras` (whether the model was told them), the
+    data's `version` and `images`, num_valid and num_query; where it was not counted in this workbook's way, also
+    `flip`, `precision` and `means_over`. Published weights are compared with the rows that link to them, others with
+    all rows of their name; without a row the list is empty.
+    """
+    link = about.get("weights", {}).get("link")
+    found = []
+    for row in published(about["name"]):
+        same = row.trained_on + COMBINED * row.combineall == about["trained_on"] and row.tested_on == tested_on
+        if same and row.rank1 is not None and link in (None, "", row.link):
+            rank1, mean = (round(100 * result[key] - getattr(row, key), 6) for key in ("rank1", "mAP"))
+            parity = Parity(row, tested_on, rank1, mean, ())
+            if parity.verdict != "parity":
+                ours = {"flip": False, "precision": "float32", "means_over": "valid"} | {**about, **result}
+                parity = parity._replace(causes=tuple(filter(None, (cause(ours, parity) for cause in _CAUSES))))
+            found.append(parity)
+    return found
+
+
+def table(parities: Sequence[Parity]) -> Any:
+    """A pandas table, one row each: what was published, how far we are from it, the verdict, and why perhaps."""
+    import pandas as pd
+
+    rows = [
+        {
+            "tested on": p.tested_on,
+            "source": p.row.table,
+            "published Rank-1": f"{p.row.rank1:.1f}",
+            "published mAP": f"{p.row.mAP:.1f}",
+            "Rank-1 here": f"{p.row.rank1 + p.rank1:.1f} ({p.rank1:+.1f})",
+            "mAP here": f"{p.row.mAP + p.mAP:.1f} ({p.mAP:+.1f})",
+            "verdict": p.verdict,
+            "why perhaps": "; ".join(p.causes) or ("" if p.verdict == "parity" else "nothing known differs"),
+        }
+        for p in parities
+    ]
+    return pd.DataFrame(rows).set_index("tested on")
+
+
+def _close(points: float) -> bool:
+    return abs(points) <= TOLERANCE
+
+
+# The causes: what is known of our side and of a row, to a half sentence, empty where it does not apply.
+
+
+def _version(ours: Mapping[str, Any], parity: Parity) -> str:
+    here, there = ours.get("version", ""), parity.row.version
+    if here and here != there:
+        return f"the data set is {here} here, " + (f"{there} there" if there else "and the source does not say which")
+    return ""
+
+
+def _images(ours: Mapping[str, Any], parity: Parity) -> str:
+    counts = PUBLISHED.get(parity.tested_on, ())[1:]
+    here = [ours.get("images", {}).get(split) for split in ("query", "gallery")]
+    wrong = [
+        f"{split} has {have:,} images here, {count[0]:,} as published"
+        for split, have, count in zip(("query", "gallery"), here, counts, strict=False)
+        if None not in (have, count[0]) and have != count[0]
+    ]
+    return " and ".join(wrong)
+
+
+def _input(ours: Mapping[str, Any], parity: Parity) -> str:
+    here, there = "x".join(map(str, ours["input_size"])), parity.row.input
+    return f"pictures are {here} here, {there} there" if there and here != there else ""
+
+
+def _flip(ours: Mapping[str, Any], parity: Parity) -> str:
+    return "features are averaged over flipped pictures here, not there" if ours["flip"] else ""
+
+
+def _distance(ours: Mapping[str, Any], parity: Parity) -> str:
+    here, there = ours["metric"], parity.row.distance
+    return f"ranked by {here} distance here, {there} there" if here != there else ""
+
+
+def _cameras(ours: Mapping[str, Any], parity: Parity) -> str:
+    if not parity.row.cameras or ours.get("cameras"):
+        return ""
+    return f"the model is told no cameras here, {parity.row.cameras} of them there"
+
+
+def _precision(ours: Mapping[str, Any], parity: Parity) -> str:
+    here, there = ours["precision"], parity.row.precision
+    return f"features are {here} here, {there} there" if here != there else ""
+
+
+def _means(ours: Mapping[str, Any], parity: Parity) -> str:
+    here, there, valid, every = ours["means_over"], parity.row.means_over, ours["num_valid"], ours["num_query"]
+    if here == there or valid == every:
+        return ""
+    mean = 100 * ours["mAP"] * (valid / every if there == "all" else every / valid)
+    return (
+        f"{every - valid} of {every} queries have no match and count 0 {'there' if there == 'all' else 'here'}: "
+        f"counted as there, mAP is {mean:.1f} here"
+    )
+
+
+def _training(ours: Mapping[str, Any], parity: Parity) -> str:
+    return "" if ours.get("weights", {}).get("link") else "these are other weights than the published ones"
+
+
+_CAUSES: tuple[Callable[[Mapping[str, Any], Parity], str], ...] = (
+    _version,
+    _images,
+    _input,
+    _flip,
+    _distance,
+    _cameras,
+    _precision,
+    _means,
+    _training,
+)

@@ -1,0 +1,465 @@
+"""Published weights by name, and their download, from a server on this computer."""
+
+import hashlib
+import json
+import multiprocessing
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import reidlib
+from reidlib import batch, paths
+from reidlib.models import checkpoints, download, weights
+from reidlib.models.download import DownloadError, fetch
+from reidlib.models.published import Published, published
+from reidlib.models.weights import find_weights, published_weights
+from reidlib.runs import Run
+
+CONTENT = bytes(range(256)) * 4000  # a mebibyte, about
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` at every path but /none. How it misbehaves is set by the test."""
+
+    content, validator, ranges, page = CONTENT, '"one"', True, False
+    cut_after: int | None = None  # bytes of a body after which the connection ends
+    cuts = 10**9  # how many answers end so
+    slow = 0.0  # seconds before each answer
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked: list[str | None] = []  # the Range of each request
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def link(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/files/small.pth"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server: Server = self.server
+        asked = self.headers["Range"]
+        server.asked.append(asked)
+        threading.Event().wait(server.slow)
+        if self.path == "/none":
+            return self.send_error(404)
+        begin = 0
+        if asked and server.ranges and self.headers["If-Range"] == server.validator:
+            begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if begin >= len(server.content):
+                return self.send_error(416)
+        body = server.content[begin:]
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
+        self.send_header("Content-Type", "text/html; charset=utf-8" if server.page else "application/octet-stream")
+        self.send_header("Content-Length", str(len(body)))
+        if server.validator:
+            self.send_header("ETag", server.validator)
+        self.end_headers()
+        if server.cut_after is not None and server.cuts > 0:
+            server.cuts -= 1
+            body = body[: server.cut_after]
+        self.wfile.write(body)
+        return None
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0)
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
+# The download
+
+
+def test_a_file_comes_whole_with_its_hash_and_is_fetched_once(server, tmp_path):
+    path = tmp_path / "cache" / "small.pth"
+    digest = fetch(server.link, path)
+    assert path.read_bytes() == CONTENT
+    assert digest == hashlib.sha256(CONTENT).hexdigest()
+    record = json.loads((tmp_path / "cache" / "small.pth.json").read_text())
+    assert (record["link"], record["size"], record["sha256"]) == (server.link, len(CONTENT), digest)
+    assert files(path.parent) == {"small.pth", "small.pth.json"}
+    assert fetch(server.link, path) == digest
+    assert server.asked == [None]
+
+
+def test_progress_is_shown_when_asked_for(server, tmp_path, capsys):
+    fetch(server.link, tmp_path / "a.pth", progress=True)
+    assert "a.pth: " in capsys.readouterr().err
+    fetch(server.link, tmp_path / "b.pth")  # no terminal
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cut_connection_is_continued_at_once_and_later(server, tmp_path):
+    path = tmp_path / "small.pth"
+    server.cut_after, server.cuts = 300_000, 2
+    fetch(server.link, path)
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-", "bytes=600000-"]
+    path.unlink()
+    (tmp_path / "small.pth.json").unlink()
+    server.asked.clear()
+    server.cut_after, server.cuts = 100_000, download.TRIES
+    with pytest.raises(DownloadError, match=r"was cut off 5 times, at 500,000 of 1,024,000 bytes: try again later"):
+        fetch(server.link, path)
+    assert files(tmp_path) == {"small.pth.part", "small.pth.json"}
+    server.asked.clear()
+    fetch(server.link, path)  # another day
+    assert server.asked == ["bytes=500000-"]
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_server_that_cannot_continue_begins_anew(server, tmp_path):
+    path = tmp_path / "small.pth"
+    server.ranges, server.cut_after, server.cuts = False, 300_000, 1
+    fetch(server.link, path)
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-"]
+
+
+@pytest.mark.parametrize("validator", ['"two"', None, 'W/"one"'])
+def test_what_came_of_another_file_is_never_continued(server, tmp_path, validator):
+    path = tmp_path / "small.pth"
+    server.cut_after, server.cuts = 300_000, download.TRIES
+    server.ranges = False
+    with pytest.raises(DownloadError, match="cut off 5 times"):
+        fetch(server.link, path)
+    server.ranges, server.content, server.validator = True, CONTENT[::-1], validator
+    fetch(server.link, path)
+    assert path.read_bytes() == CONTENT[::-1]
+
+
+def test_a_part_that_is_too_long_is_thrown_away(server, tmp_path):
+    path = tmp_path / "small.pth"
+    (tmp_path / "small.pth.part").write_bytes(CONTENT * 2)
+    (tmp_path / "small.pth.json").write_text(json.dumps({"link": server.link, "validator": '"one"'}))
+    fetch(server.link, path)
+    assert path.read_bytes() == CONTENT
+    assert server.asked == ["bytes=2048000-", None]
+
+
+def test_a_wrong_size_is_no_file(server, tmp_path):
+    server.ranges, server.cut_after = False, len(CONTENT) - 1
+    with pytest.raises(DownloadError, match=r"at 1,023,999 of 1,024,000 bytes"):
+        fetch(server.link, tmp_path / "small.pth")
+    assert not (tmp_path / "small.pth").exists()
+
+
+def test_a_changed_file_is_refused(server, tmp_path):
+    path = tmp_path / "small.pth"
+    fetch(server.link, path)
+    path.write_bytes(b"other")
+    with pytest.raises(DownloadError, match=r"small\.pth has changed since its first use \(sha256 .{12}… then"):
+        fetch(server.link, path)
+    path.unlink()
+    server.content = CONTENT[::-1]  # the same link gives another file now
+    with pytest.raises(DownloadError, match="has changed since its first use"):
+        fetch(server.link, path)
+    (tmp_path / "small.pth.json").unlink()  # the way out that the sentence names
+    assert fetch(server.link, path) == hashlib.sha256(CONTENT[::-1]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "page", "said"),
+    [
+        (CONTENT, True, "gives a web page, not a file: open it in a browser"),
+        (b"\n<!DOCTYPE html><html>sign in</html>", False, "gives a web page, not a file"),
+        (b"", False, "gives nothing, not a file"),
+    ],
+)
+def test_a_page_in_place_of_a_file_is_said(server, tmp_path, content, page, said):
+    server.content, server.page = content, page
+    with pytest.raises(DownloadError, match=said):
+        fetch(server.link, tmp_path / "small.pth")
+    assert not files(tmp_path) & {"small.pth", "small.pth.part"}
+
+
+def test_a_missing_file_and_no_network_are_one_sentence(server, tmp_path):
+    with pytest.raises(DownloadError, match=r"/none answers 404 Not Found: it is not there for us now"):
+        fetch(server.link.replace("/files/small.pth", "/none"), tmp_path / "small.pth")
+    with socket.socket() as free:  # bound, but nobody listens
+        free.bind(("127.0.0.1", 0))
+        link = f"http://127.0.0.1:{free.getsockname()[1]}/small.pth"
+        with pytest.raises(DownloadError, match=rf"{link} cannot be reached \(Connection refused\): is this computer"):
+            fetch(link, tmp_path / "small.pth")
+    server.slow = 1.0
+    with pytest.raises(DownloadError, match="timed out"):
+        fetch(server.link, tmp_path / "small.pth", timeout=0.1)
+
+
+def test_a_cache_that_takes_nothing_is_said(server, tmp_path):
+    (tmp_path / "checkpoints").write_text("a file in the way")
+    with pytest.raises(DownloadError, match=r"nothing can be written to .*checkpoints .*: set TORCH_HOME to a folder"):
+        fetch(server.link, tmp_path / "checkpoints" / "small.pth")
+    assert server.asked == []
+
+
+def test_a_full_disk_is_said_and_keeps_what_came(server, tmp_path):
+    (tmp_path / "small.pth.part").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match=r"small\.pth\.part cannot be written \(No space left on device\)"):
+        fetch(server.link, tmp_path / "small.pth")
+
+
+def _fetch(link: str, path: Path, results: multiprocessing.Queue) -> None:
+    results.put(fetch(link, path))
+
+
+def test_of_two_processes_one_fetches_and_the_other_waits(server, tmp_path):
+    server.slow = 0.5
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    pair = [context.Process(target=_fetch, args=(server.link, tmp_path / "small.pth", results)) for _ in range(2)]
+    for process in pair:
+        process.start()
+    assert results.get(timeout=60) == results.get(timeout=60) == hashlib.sha256(CONTENT).hexdigest()
+    for process in pair:
+        process.join()
+        assert process.exitcode == 0
+    assert server.asked == [None]
+
+
+# Names
+
+
+def row(table: str, trained_on: str, link: str, **others: object) -> Published:
+    fields = {"table": table, "trained_on": trained_on, "tested_on": "market1501", "link": link, "combineall": False}
+    return published("osnet_x0_25")[0]._replace(**fields | others)
+
+
+@pytest.fixture
+def table(server, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Three tables of one small model, links to this computer and to hosts that nothing asks."""
+    rows = (
+        row("old", "market1501", server.link.replace("small", "older")),
+        row("old", "msmt17", server.link.replace("small", "msmt")),
+        row("hand", "dukemtmcreid", "https://mega.nz/#!abc"),
+        row("new", "market1501", server.link),
+        row("new", "msmt17", server.link.replace("small", "all"), combineall=True),
+        row("new", "imagenet", "https://drive.google.com/open?id=1", tested_on="", rank1=None),
+        row("new", "dukemtmcreid", ""),  # a result without weights
+    )
+    monkeypatch.setattr(weights, "published", lambda model: rows if model == "osnet_x0_25" else ())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    (tmp_path / "data_paths.yaml").write_text("weights: mine\nsynthetic: data\nmarket1501: toy\n")
+    monkeypatch.setenv("REID_DATA_PATHS", str(tmp_path / "data_paths.yaml"))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        ("market1501", "new:market1501"),
+        ("old:market1501", "old:market1501"),
+        ("msmt17", "old:msmt17"),
+        ("msmt17-combineall", "new:msmt17-combineall"),
+        ("imagenet", "new:imagenet"),
+        ("dukemtmcreid", "hand:dukemtmcreid"),
+    ],
+)
+def test_a_data_set_is_a_name_and_the_newest_is_meant(table, name, means):
+    assert find_weights("osnet_x0_25", name).name == means
+
+
+def test_an_unknown_name_lists_what_there_is_nearest_first(table, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"osnet_x0_25 has no weights 'market': published are market1501, .*old:msmt17"
+    ):
+        find_weights("osnet_x0_25", "market")
+    with pytest.raises(
+        ValueError, match=r"has no weights 'new:msmt17': published are msmt17, old:msmt17, new:msmt17-comb"
+    ):
+        find_weights("osnet_x0_25", "new:msmt17")
+    with pytest.raises(ValueError, match=r"mlfn has no weights 'market1501': none are published; or name a file or a"):
+        find_weights("mlfn", "market1501")
+    with pytest.raises(ValueError, match=r"unknown model 'osnet_x025': did you mean"):
+        find_weights("osnet_x025", "market1501")
+    for path in (tmp_path / "none.pth", "none.pth"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no weights at .*none\.pth: neither a file nor the folder of a run"
+        ):
+            find_weights("osnet_x0_25", path)
+
+
+def test_links_that_ask_for_a_person_say_what_to_do_and_find_it_there(table, tmp_path):
+    one = find_weights("osnet_x0_25", "dukemtmcreid")
+    said = (
+        r"weights hand:dukemtmcreid of osnet_x0_25 ask for a person: open https://mega\.nz/#!abc in a browser and put "
+        r"the file there as .*/mine/osnet_x0_25-hand-dukemtmcreid\.pth"
+    )
+    with pytest.raises(FileNotFoundError, match=said):
+        one.fetch()
+    there = paths.weights_root() / "osnet_x0_25-hand-dukemtmcreid.pth.tar"  # as that project calls its files
+    there.parent.mkdir()
+    there.write_bytes(CONTENT)
+    assert one.fetch() == (there, hashlib.sha256(CONTENT).hexdigest())
+    there.write_bytes(b"other")
+    with pytest.raises(DownloadError, match="has changed since its first use"):
+        one.fetch()
+    assert "weights" not in paths.data_names()
+    with pytest.raises(ValueError, match=r"unknown data set in .* 'weights'"):
+        paths.data_path("weights")
+
+
+def test_the_weights_folder_serves_plain_links_too(table, server):
+    paths.weights_root().mkdir()
+    (paths.weights_root() / "small.pth").write_bytes(b"put here by hand")
+    path, _ = find_weights("osnet_x0_25", "market1501").fetch()
+    assert path == paths.weights_root() / "small.pth"
+    assert server.asked == []
+
+
+def test_every_published_link_has_a_name_and_a_file_of_its_own():
+    found = [one for name in reidlib.list_models() for one in published_weights(name).values()]
+    assert len(found) == len({(one.model, one.name) for one in found}) == 49 * 3 + 10 + 12 + 33 + 18 + 41
+    by_hand = [one for one in found if one.by_hand]
+    assert {one.row.table for one in by_hand} == {"torchreid-2019-05", "torchreid-2020-03"}
+    assert len({one.file_name for one in found}) == len(found)
+    assert not any("/" in one.file_name or ":" in one.file_name for one in found)
+
+
+# Into a model
+
+
+@pytest.fixture
+def trained(server, tmp_path):
+    """A model with its state dict on the server, as torchreid publishes one: for 5 classes, in a file of torch."""
+    model = reidlib.create_model("osnet_x0_25", num_classes=5).eval()
+    file = tmp_path / "trained.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}, "epoch": 3}, file)
+    server.content = file.read_bytes()
+    return model, file
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_model_comes_with_published_weights(table, trained, server, tmp_path):
+    model = reidlib.create_model("osnet_x0_25", weights="market1501")
+    assert same(model, trained[0])
+    assert (model.num_classes, model.input_size) == (5, (256, 128))  # what the file was trained for
+    assert (tmp_path / "hub" / "hub" / "checkpoints" / "small.pth").is_file()
+    assert reidlib.create_model("osnet_x0_25", weights="market1501", num_classes=0).report.dropped
+    other = reidlib.create_model("osnet_x0_25", weights="new:market1501", num_classes=7)  # to be trained on others
+    assert other.num_classes == 7
+    assert "classifier (5, 512), (7, 512) in the model" in str(other.report)
+    assert server.asked == [None]
+
+
+def test_a_model_comes_with_a_file_or_a_run(trained, tmp_path, world):
+    model, file = trained
+    assert same(reidlib.create_model("osnet_x0_25", weights=file), model)
+    Run.create("mine", {}).save_model(
+        reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)), trained_on="x", epoch=1
+    )
+    for name in ("mine", "runs/mine", str(Run.folder("mine"))):
+        net = reidlib.create_model("osnet_x0_25", weights=name)
+        assert (net.num_classes, net.input_size) == (3, (64, 32))
+    with pytest.raises(reidlib.models.CheckpointError, match=r"trained\.pth does not fit mlfn: .*it fits osnet_x0_25"):
+        reidlib.create_model("mlfn", weights=file)
+
+
+def test_the_cameras_that_weights_know_are_read_off_their_shapes():
+    with torch.device("meta"):
+        net = reidlib.create_model("deit_transreid", num_classes=4, num_cameras=8)
+    state = net.state_dict()
+    assert checkpoints.trained_for(state, net.family) == (4, 8)
+    upstream = {"base.sie_embed": torch.empty(15, 1, 768), "base.fc.weight": torch.empty(1000, 768)}
+    assert checkpoints.trained_for(upstream, net.family) == (None, 15)
+    fastreid = {"heads.weight": torch.empty(751, 2048), "heads.bottleneck.0.weight": torch.empty(2048)}
+    assert checkpoints.trained_for(fastreid, "fast-reid") == (751, None)
+    with torch.device("meta"):
+        scores = reidlib.create_model("v2018_SqueezeNet", num_classes=6).state_dict()
+    assert checkpoints.trained_for(scores, "torchreid-2018") == (6, None)
+
+
+# As a run
+
+
+def test_published_weights_stand_as_a_run(table, trained, server):
+    run = Run.open(model="osnet_x0_25", weights="market1501")
+    assert run.name == "osnet_x0_25-new-market1501"
+    about = run.read_json("model.json")
+    assert (about["name"], about["trained_on"], about["tested_on"]) == ("osnet_x0_25", "market1501", "market1501")
+    said = {key: about["weights"][key] for key in ("name", "link", "file", "sha256")}
+    digest = hashlib.sha256(server.content).hexdigest()
+    assert said == {"name": "new:market1501", "link": server.link, "file": "small.pth", "sha256": digest}
+    assert f"weights new:market1501 from small.pth, sha256 {digest[:12]}…" == run.origin
+    assert run.metric == "euclidean"  # as osnet_x0_25 was published
+    assert same(run.load_model("cpu"), trained[0])
+    server.content = b"gone"
+    again = Run.open("osnet_x0_25-new-market1501")
+    assert again.path == Run.open(model="osnet_x0_25", weights="new:market1501").path == run.path
+    assert Run.open("named", model="osnet_x0_25", weights="market1501").path == Run.folder("named")
+    assert server.asked == [None]  # the file of the first download served
+
+
+def test_a_file_of_ones_own_stands_as_a_run_and_is_read_again_when_it_changes(trained, tmp_path):
+    model, file = trained
+    run = Run.open(model="osnet_x0_25", weights=str(file))
+    assert run.name == "osnet_x0_25-trained"
+    with pytest.raises(ValueError, match=r"weights of osnet_x0_25-trained are to be tested on is not known: name a"):
+        _ = run.tested_on
+    other = reidlib.create_model("osnet_x0_25", num_classes=2)
+    save_file(other.state_dict(), file)
+    assert same(Run.open(model="osnet_x0_25", weights=str(file)).load_model("cpu"), other)
+    elsewhere = tmp_path / "elsewhere" / "trained.pth"
+    elsewhere.parent.mkdir()
+    save_file(model.state_dict(), elsewhere)
+    with pytest.raises(FileExistsError, match=r"the run osnet_x0_25-trained holds other weights than these: choose"):
+        Run.open(model="osnet_x0_25", weights=str(elsewhere))
+
+
+def test_a_run_is_opened_by_its_model_and_a_trained_one_is_never_overwritten(table, trained):
+    mine = Run.create("osnet_x0_25-new-market1501", {"epochs": 3}).begin()
+    mine.save_model(trained[0], trained_on="market1501", epoch=3)
+    with pytest.raises(FileExistsError, match="holds other weights than these"):
+        Run.open(model="osnet_x0_25", weights="market1501")
+    assert Run.open(model="osnet_x0_25").path == mine.path
+    assert Run.open(model="osnet_x0_25", weights="osnet_x0_25-new-market1501").path == mine.path
+    assert mine.origin == "trained on market1501 for 3 epochs"
+    with pytest.raises(ValueError, match=r"the run osnet_x0_25-new-market1501 holds no mlfn: choose another `run`"):
+        Run.open(mine.name, model="mlfn")
+    with pytest.raises(FileNotFoundError, match=r"no run in .* holds a mlfn: name its `weights`, or train it"):
+        Run.open(model="mlfn")
+    with pytest.raises(ValueError, match=r"`weights` 'market1501' need a `model` to go into"):
+        Run.open(weights="market1501")
+
+
+def test_batch_tests_published_weights_in_one_line(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(weights, "published", lambda _: (row("hand", "dukemtmcreid", "https://mega.nz/#!abc"),))
+    call = ["test", "ranklist", "-p", "model", "osnet_x0_25", "-p", "weights"]
+    assert batch.main([*call, "dukemtmcreid"]) == 2
+    assert "error: the weights hand:dukemtmcreid of osnet_x0_25 ask for a person" in capsys.readouterr().err
+    small = reidlib.create_model("osnet_x0_25", num_classes=5, input_size=(64, 32))
+    save_file(small.state_dict(), tmp_path / "own.safetensors")
+    data = ["-p", "datasets", "synthetic-tiny", "-p", "dataset", "synthetic-tiny"]
+    assert batch.main([*call, str(tmp_path / "own.safetensors"), *data]) == 0
+    run = Run.folder("osnet_x0_25-own")
+    assert f"osnet_x0_25 in {run}" in capsys.readouterr().out
+    result = json.loads((run / "result.json").read_text())["results"]["synthetic-tiny"]
+    assert result["metric"] == "euclidean"
+    assert result["images"] == {split: len(samples) for split, samples in tiny.splits.items()}
+    page = (run / "notebooks" / "test.ipynb").read_text()
+    assert "Nothing is published for osnet_x0_25 on synthetic-tiny (weights " in page
+    assert (run / "figures" / "ranklist_synthetic-tiny_worst.png").is_file()
