@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from reidlib.data.folders import ClassDataset
 from reidlib.data.images import read_image, unreadable_images
 from reidlib.data.packing import find_pack
 from reidlib.data.samplers import PKSampler, ShuffledSampler
 from reidlib.data.samples import ReIDDataset, Sample
 
 CACHE_GIB = 2.0
+ENLARGED = 1.4  # times the size that a model sees: what random crops of training pictures are cut from
+CENTRE = 0.875  # share of a validation picture's sides that is shown: 224 of 256 pixels
 
 
 class Batch(NamedTuple):
@@ -35,7 +38,10 @@ class Batch(NamedTuple):
 
 
 class ImageSet(Dataset[Batch]):
-    """Samples as batches: `images[[3, 1, 2]]` is a Batch. `labels` and `cameras` say what stands for pid and camid."""
+    """Samples as batches: `images[[3, 1, 2]]` is a Batch. `labels` and `cameras` say what stands for pid and camid.
+
+    `centre`: see `read_image`; packs hold whole pictures only.
+    """
 
     def __init__(
         self,
@@ -44,15 +50,16 @@ class ImageSet(Dataset[Batch]):
         *,
         labels: dict[int, int] | None = None,
         cameras: dict[int, int] | None = None,
+        centre: float = 0.0,
         cache_gib: float = CACHE_GIB,
     ) -> None:
-        self.samples, self.size = samples, tuple(size)
+        self.samples, self.size, self.centre = samples, tuple(size), centre
         self.pids = torch.tensor([s.pid if labels is None else labels[s.pid] for s in samples], dtype=torch.int64)
         self.camids = torch.tensor([s.camid for s in samples], dtype=torch.int64)
         self.cameras = torch.tensor([(cameras or {}).get(s.camid, -1) for s in samples], dtype=torch.int64)
         self.fits = len(samples) * 3 * size[0] * size[1] <= cache_gib * 2**30
         self._cache: Tensor | None = None
-        self.pack = find_pack(samples, self.size)
+        self.pack = None if centre else find_pack(samples, self.size)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -69,7 +76,7 @@ class ImageSet(Dataset[Batch]):
 
         def read(i: int) -> None:
             try:
-                cache[i] = read_image(self.samples[i].path, self.size)
+                cache[i] = self._read(i)
             except OSError as error:
                 bad.append(str(error))
 
@@ -86,8 +93,11 @@ class ImageSet(Dataset[Batch]):
         elif self.pack:
             images = self.pack.read(indices)
         else:
-            images = torch.stack([read_image(self.samples[i].path, self.size) for i in at.tolist()])
+            images = torch.stack([self._read(i) for i in at.tolist()])
         return Batch(images, self.pids[at], self.camids[at], self.cameras[at], at)
+
+    def _read(self, i: int) -> Tensor:
+        return read_image(self.samples[i].path, self.size, centre=self.centre)
 
 
 def _raise_for_bad(bad: list[str], images: ImageSet) -> None:
@@ -153,3 +163,27 @@ def eval_loader(
     """All samples once, in their order. `cameras`: the training set's `camera_labels`, where these are its cameras."""
     images = ImageSet(samples, size, cameras=cameras, cache_gib=cache_gib).preload()
     return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)
+
+
+def class_loaders(
+    dataset: ClassDataset,
+    size: tuple[int, int],
+    *,
+    batch: int,
+    seed: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    cache_gib: float = CACHE_GIB,
+) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+    """Training batches, shuffled and `ENLARGED`, for random crops, and validation's centres at `size`, in their order.
+
+    Both keep the shape of what they show. A set that does not fit into memory is read as it is needed, `workers` ahead.
+    Raises ValueError where the training set cannot fill a batch.
+    """
+    larger = tuple(round(side * ENLARGED) for side in size)
+    train = ImageSet(dataset.train, larger, centre=1.0, cache_gib=cache_gib)
+    val = ImageSet(dataset.val, size, centre=CENTRE, cache_gib=cache_gib)
+    shuffled = ShuffledSampler(len(train), batch, seed=seed, rank=rank, world=world)
+    in_order = BatchSampler(SequentialSampler(val), batch, drop_last=False)
+    return _loader(train.preload(), shuffled, workers), _loader(val.preload(), in_order, workers)

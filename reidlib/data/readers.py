@@ -27,7 +27,7 @@ from reidlib.files import clear_parts, whole_file
 
 Rows = Iterator[tuple[int, list[str]]]
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-_PICTURES = (".jpg", ".jpeg", ".png")
+PICTURES = (".jpg", ".jpeg", ".png")
 _MARKET = re.compile(r"(-?\d+)_c(\d+)s\d+_\d+_\d+"), "0002_c1s1_000451_03.jpg"
 _DUKE = re.compile(r"(\d+)_c(\d+)_f\d+"), "0005_c2_f0046985.jpg"
 _LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
@@ -37,7 +37,7 @@ _COLUMNS = ("path", "pid", "camid", "split")
 _NOBODY = {"junk": -1, "-1": -1, "distractor": 0}
 
 
-def _find_root(root: Path, layouts: dict[str, tuple[str, ...]], name: str, where: str) -> tuple[Path, str, list[str]]:
+def find_root(root: Path, layouts: dict[str, tuple[str, ...]], name: str, where: str) -> tuple[Path, str, list[str]]:
     """The folder that holds all of one layout's entries (`root`, one below it, or the one above), which, and notes."""
 
     def matches(folders: Iterable[Path]) -> list[tuple[Path, str]]:
@@ -60,21 +60,21 @@ def _find_root(root: Path, layouts: dict[str, tuple[str, ...]], name: str, where
     raise FileNotFoundError(f"{name}: looked in {root} ({where}) for {wanted}, and one level up and down; {seen}")
 
 
-def _some(bad: list[str]) -> str:
+def some(bad: list[str]) -> str:
     return ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
 
 
 def _folder(folder: Path, name: str, form: tuple[re.Pattern[str], str]) -> tuple[Sample, ...]:
     samples, bad = [], []
     for file in sorted(os.listdir(folder)):
-        if file.lower().endswith(_PICTURES):
+        if file.lower().endswith(PICTURES):
             match = form[0].match(file)
             if match:
                 samples.append(Sample(folder / file, int(match[1]), int(match[2])))
             else:
                 bad.append(file)
     if bad:
-        raise ValueError(f"{name}: {folder} holds names not of the form {form[1]}: {_some(bad)}")
+        raise ValueError(f"{name}: {folder} holds names not of the form {form[1]}: {some(bad)}")
     if not samples:
         raise ValueError(f"{name}: {folder} holds no .jpg or .png image")
     return tuple(samples)
@@ -83,10 +83,10 @@ def _folder(folder: Path, name: str, form: tuple[re.Pattern[str], str]) -> tuple
 def read_market1501(name: str, root: Path, where: str, *, distractors: bool = False) -> ReIDDataset:
     """Market-1501; with `distractors`, the gallery also has every picture in `images/` (the 500k), as pid 0."""
     extra = ("images",) * distractors
-    root, _, notes = _find_root(root, {"": FOLDERS + extra}, name, where)
+    root, _, notes = find_root(root, {"": FOLDERS + extra}, name, where)
     train, query, gallery = (_folder(root / folder, name, _MARKET) for folder in FOLDERS)
     for folder in extra:
-        files = sorted(file for file in os.listdir(root / folder) if file.lower().endswith(_PICTURES))
+        files = sorted(file for file in os.listdir(root / folder) if file.lower().endswith(PICTURES))
         seen_by = (re.search(r"_c(\d+)", file) for file in files)
         cameras = (int(camera[1]) if camera else 0 for camera in seen_by)
         gallery += tuple(Sample(root / folder / f, 0, camera) for f, camera in zip(files, cameras, strict=True))
@@ -95,7 +95,7 @@ def read_market1501(name: str, root: Path, where: str, *, distractors: bool = Fa
 
 def read_dukemtmcreid(name: str, root: Path, where: str) -> ReIDDataset:
     """DukeMTMC-reID. The 408 people who are only in its gallery keep their pids: no query asks for them."""
-    root, _, notes = _find_root(root, {"": FOLDERS}, name, where)
+    root, _, notes = find_root(root, {"": FOLDERS}, name, where)
     return ReIDDataset(name, root, *(_folder(root / folder, name, _DUKE) for folder in FOLDERS), notes=tuple(notes))
 
 
@@ -105,7 +105,7 @@ def read_msmt17(name: str, root: Path, where: str, *, val: bool = True) -> ReIDD
     torchreid leaves `val` out. The authors number the people of train and of test both from 0: here n is 10000 + n in
     train and 20000 + n in test, since they are different people and 0 is nobody.
     """
-    root, version, notes = _find_root(root, _MSMT, name, where)
+    root, version, notes = find_root(root, _MSMT, name, where)
     bad: list[str] = []
 
     def listed(list_name: str, folder: str, first: int) -> list[Sample]:
@@ -122,7 +122,7 @@ def read_msmt17(name: str, root: Path, where: str, *, val: bool = True) -> ReIDD
     splits = [listed(file, train_folder, 10_000) for file in _LISTS[: 1 + val]]
     query, gallery = (listed(file, test_folder, 20_000) for file in _LISTS[2:])
     if bad:
-        raise ValueError(f"{name}: lines not of the form 0000/0000_000_01_0303morning_0008_0.jpg 0: {_some(bad)}")
+        raise ValueError(f"{name}: lines not of the form 0000/0000_000_01_0303morning_0008_0.jpg 0: {some(bad)}")
     people = {s.pid: f"{'train' if s.pid < 20_000 else 'test'}/{s.pid % 10_000:04d}" for s in sum(splits, query)}
     train = tuple(s for split in splits for s in split)
     return ReIDDataset(name, root, train, tuple(query), tuple(gallery), version, tuple(notes), people)
@@ -134,7 +134,7 @@ def read_cuhk03(name: str, root: Path, where: str, *, boxes: str = "detected", s
     Pids are 1000 × camera pair + person, camids the two views of a pair. In the first splits every picture of the 100
     test people is a query and in the gallery, of which one a person is drawn (`single_shot`).
     """
-    root, _, notes = _find_root(root, {"": ("cuhk-03.mat",)}, name, where)
+    root, _, notes = find_root(root, {"": ("cuhk-03.mat",)}, name, where)
     key = boxes.replace("labelled", "labeled")
     found = extract_cuhk03(root / "cuhk-03.mat", key)
 
@@ -154,12 +154,12 @@ def read_cuhk03(name: str, root: Path, where: str, *, boxes: str = "detected", s
     from scipy.io import loadmat
 
     file = f"cuhk03_new_protocol_config_{key}.mat"
-    folder, _, _ = _find_root(root, {"": (file,)}, name, where)
+    folder, _, _ = find_root(root, {"": (file,)}, name, where)
     protocol = loadmat(folder / file)
     files = [str(cell[0]) for cell in protocol["filelist"].flatten()]
     foreign = sorted(set(files) - set(found["images"]))
     if foreign:
-        raise ValueError(f"{name}: {file} lists pictures that cuhk-03.mat does not have {boxes}: {_some(foreign)}")
+        raise ValueError(f"{name}: {file} lists pictures that cuhk-03.mat does not have {boxes}: {some(foreign)}")
     rows = [protocol[f"{part}_idx"].flatten().astype(int) - 1 for part in SPLITS]
     splits = [samples(files[i] for i in row) for row in rows]
     return ReIDDataset(name, root, *splits, "767/700", tuple(notes))
