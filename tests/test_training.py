@@ -1,4 +1,4 @@
-"""Losses against plain loops, recipes, and a training run that survives being killed."""
+"""A training run that survives being killed."""
 
 import importlib
 import json
@@ -13,103 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from loop_cases import timeless
 from safetensors.torch import load_file
 
 import reidlib
 from reidlib.runs import Run
 from reidlib.seeds import seeded
-from reidlib.training import Recipe, fit
-from reidlib.training.losses import Criterion, batch_hard_triplet, cross_entropy
-
-# Losses
-
-
-def test_cross_entropy_equals_a_plain_loop() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 5, generator=generator, dtype=torch.float64).float()
-    labels = torch.tensor([0, 4, 2, 2, 1, 3])
-    total = 0.0
-    for row, label in zip(logits.double(), labels, strict=True):
-        log_p = row - torch.logsumexp(row, 0)
-        total -= sum((0.9 * (c == label) + 0.1 / 5) * log_p[c] for c in range(5))
-    assert cross_entropy(logits, labels, 0.1).item() == pytest.approx((total / 6).item(), abs=1e-6)
-
-
-@pytest.mark.parametrize("margin", [0.3, None])
-def test_batch_hard_triplet_equals_a_plain_loop(margin: float | None) -> None:
-    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
-    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 0])  # 3 is alone: no triplet
-    losses = []
-    for i in range(9):
-        far = [(x[i] - x[j]).norm().item() for j in range(9) if j != i and labels[j] == labels[i]]
-        near = [(x[i] - x[j]).norm().item() for j in range(9) if labels[j] != labels[i]]
-        if far:
-            gap = max(far) - min(near)
-            losses.append(math.log1p(math.exp(gap)) if margin is None else max(0.0, gap + margin))
-    assert len(losses) == 8
-    assert batch_hard_triplet(x, labels, margin).item() == pytest.approx(sum(losses) / 8, abs=1e-5)
-
-
-def test_triplet_has_finite_gradients_where_it_is_hardest() -> None:
-    for labels in (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 2, 3])):
-        x = torch.ones(4, 3, requires_grad=True)  # all the same point
-        batch_hard_triplet(x, labels).backward()
-        assert torch.isfinite(x.grad).all()
-    assert batch_hard_triplet(torch.randn(4, 3), torch.arange(4)).item() == 0
-
-
-def test_losses_are_computed_in_float32_under_autocast() -> None:
-    x = torch.randn(8, 16, dtype=torch.bfloat16)
-    labels = torch.arange(8) // 2
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, parts = Criterion(Recipe(triplet_weight=1.0), torch.nn.Identity())(([x], [x]), labels)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(parts["cross_entropy"].item() + parts["triplet"].item())
-    assert parts["cross_entropy"].item() == pytest.approx(cross_entropy(x.float(), labels).item(), rel=1e-6)
-
-
-def test_branches_are_averaged() -> None:
-    a, b = torch.randn(4, 3), torch.randn(4, 3)
-    labels = torch.tensor([0, 0, 1, 1])
-    criterion = Criterion(Recipe(triplet_weight=1.0), torch.nn.Identity())
-    both, one, other = (criterion((x, x), labels)[0].item() for x in ([a, b], [a], [b]))
-    assert both == pytest.approx((one + other) / 2, rel=1e-5)
-    assert "triplet" not in Criterion(Recipe(), torch.nn.Identity())(([a], [a]), labels)[1]
-
-
-# Recipes
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"optimizer": "adamm"}, "did you mean 'adam'"),
-        ({"schedule": "step"}, "did you mean 'steps'"),
-        ({"schedule": "steps"}, "needs milestones"),
-        ({"schedule": "steps", "milestones": [3, 8]}, "before the last of 8 epochs"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"lr": float("nan")}, "lr must be above 0"),
-        ({"margin": -1}, "margin must not be negative"),
-        ({"smoothing": 1.0}, "smoothing must lie in"),
-        ({"pk": False, "triplet_weight": 1.0}, "triplets need PK batches"),
-        ({"images": 1, "triplet_weight": 1.0}, "at least 2 people × 2 images"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Recipe(**settings)
-
-
-def test_learning_rates() -> None:
-    cosine = Recipe(epochs=10, warmup=2)
-    assert cosine.rate(0) == pytest.approx(0.1)
-    assert cosine.rate(1) == pytest.approx(0.55 * 0.5 * (1 + math.cos(math.pi / 10)))
-    assert cosine.rate(5) == pytest.approx(0.5)
-    assert cosine.rate(10) == pytest.approx(0)
-    steps = Recipe(epochs=10, schedule="steps", milestones=[4, 8], warmup=0)
-    assert [steps.rate(p) for p in (0, 3.9, 4, 8.5)] == pytest.approx([1, 1, 0.1, 0.01])
-    assert Recipe.of({"epochs": 3, "lr": 0.1, "model": "no setting"}) == Recipe(epochs=3, lr=0.1)
-
+from reidlib.training import Recipe, Setup, fit
 
 # The run
 
@@ -198,8 +108,7 @@ def test_a_killed_run_ends_with_the_same_weights(tiny, pause: float) -> None:
     assert a["optimizer"]["state"].keys() == b["optimizer"]["state"].keys()
     best = [load_file(run.path / "model.safetensors") for run in (one, two)]
     assert all(torch.equal(v, best[1][k]) for k, v in best[0].items())
-    timeless = [[{k: v for k, v in row.items() if "second" not in k} for row in run.metrics] for run in (one, two)]
-    assert timeless[0] == timeless[1]
+    assert timeless(one.metrics) == timeless(two.metrics)
     assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}  # no half-written leftovers
 
 
@@ -212,7 +121,7 @@ def test_workers_and_cache_do_not_change_the_result(tiny, monkeypatch: pytest.Mo
     for name in ("train_loader", "eval_loader"):
         original = getattr(room, name)
         monkeypatch.setattr(room, name, lambda *a, original=original, **k: original(*a, **(k | {"cache_gib": 0})))
-    fit(two, tiny, Run.create("streamed", {}), short, workers=2)
+    fit(two, tiny, Run.create("streamed", {}), short, Setup(workers=2))
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
 
 

@@ -1,6 +1,7 @@
 """Training: losses, recipes, and the loop that survives being killed."""
 
 from reidlib.training.fit import fit
+from reidlib.training.loop import Setup
 from reidlib.training.recipes import Recipe
 
-__all__ = ["Recipe", "fit"]
+__all__ = ["Recipe", "Setup", "fit"]
