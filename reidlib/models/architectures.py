@@ -250,6 +250,7 @@ class ReIDModel(nn.Module):
         super().__init__()
         self.network = network
         self.name, self.family = name, family
+        self.init = "random"  # the weights that it was built with, by their name
         self.report = None  # what the last load of weights did: a checkpoints.Report
         self.num_classes, self.num_cameras, self.input_size = sizes
         self.mean, self.std = mean, std
@@ -271,6 +272,26 @@ class ReIDModel(nn.Module):
         out = self.network(self.normalise(images), camids)
         # Under autocast a feature may arrive in half precision; it is ranked in float32 or better.
         return out if self.training or out.dtype == torch.float64 else out.float()
+
+    def scores(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
+        """The scores of the classes, (B, num_classes) float32 or better, the mean over all classifiers: what a model is
+        judged by where its classes are those of the pictures. Norms and dropout are as in eval mode, in either mode.
+
+        ValueError for a model without a classifier.
+        """
+        modes = {module: module.training for module in self.modules()}
+        try:
+            for (
+                module
+            ) in modes:  # heads and wirings give scores in training only, and are all that is in these two files
+                module.training = type(module).__module__ in (__name__, Outputs.__module__)
+            logits = self(images, camids).logits
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if not logits:
+            raise ValueError(f"{self.name} was built without a classifier: give num_classes")
+        return torch.stack([x if x.dtype == torch.float64 else x.float() for x in logits]).mean(0)
 
     def fuse(self) -> "ReIDModel":
         """A copy for evaluation, its batch norms folded into the convolutions before them: the same features, up to
