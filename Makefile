@@ -1,6 +1,7 @@
 # make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
 # make test   the whole set-up, then every test;  make test-all  the slow ones too
 # make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
+# make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN    := .venv/bin
 # The mark of a finished installation carries the pins' checksum: other pins, another .venv.
 READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
-.PHONY: demo test test-all bench lab lint notebooks lock setup clean
+.PHONY: demo test test-all bench zoo lab lint notebooks lock setup clean
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
@@ -47,6 +48,9 @@ setup: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/evaluator.py
 	$(BIN)/python benchmarks/extraction.py
+
+zoo: $(READY)
+	$(BIN)/python -m reidlib.models.zoo_page
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -7,12 +7,13 @@ from math import isclose
 import pytest
 import torch
 
-from reidlib.models import ALIASES, MODELS, create_model, list_models
+from reidlib.models import create_model, list_models, zoo_page
 from reidlib.models.__main__ import main
 from reidlib.models.cards import card, same_network
 from reidlib.models.complexity import _COUNTINGS
 from reidlib.models.costs import WHY, agrees, counted, exact, figures, measured, pareto_front
-from reidlib.models.published import SOURCES, published
+from reidlib.models.published import SOURCES, published, results
+from reidlib.models.zoo import ALIASES, MODELS
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 # Results, sums of the scores, links, and their checksum, taken from the text of each source.
@@ -128,6 +129,36 @@ def test_the_front_is_what_nothing_beats():
     cost, score = [1, 2, 2, 3, 3, 4, 1], [10, 30, 20, 30, 40, 35, 10]
     assert pareto_front(cost, score) == [True, True, False, False, True, False, True]
     assert pareto_front([], []) == []
+
+
+def test_the_newer_tables_print_the_same_results():
+    printed = {}
+    for row in published():
+        if re.match(r"torchreid-20(19|20)", row.table) and row.trained_on == row.tested_on:
+            printed.setdefault((row.model, row.tested_on), []).append((row.rank1, row.mAP))
+    assert sum(len(scores) > 1 for scores in printed.values()) == 18
+    assert all(len(set(scores)) == 1 for scores in printed.values())
+
+
+# The page
+
+
+def test_the_page_is_what_make_zoo_would_write():
+    assert zoo_page.PAGE.read_text(encoding="utf-8") == zoo_page.page(), "stale: run `make zoo`"
+
+
+def test_the_page_holds_every_model_link_and_footnote():
+    text = zoo_page.page()
+    for name in list_models():
+        assert f"| `{name}`" in text, name
+    newest = {row.link for data in zoo_page.DATASETS for row in results(data) if row.link}
+    assert all(f"({link})" in text for link in newest)
+    marks = set(re.findall(r"\[\^([\w-]+)\](?!:)", text))
+    assert marks == set(re.findall(r"^\[\^([\w-]+)\]:", text, re.M)) != set()
+    headings = {zoo_page._anchor(title) for title in re.findall(r"^#+ (.*)$", text, re.M)}
+    assert set(re.findall(r"\]\(#(.*?)\)", text)) <= headings
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({line.count(" | ") for line in table.splitlines()}) == 1, table[:200]
 
 
 # Cards

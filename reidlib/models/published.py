@@ -97,6 +97,12 @@ def published(model: str | None = None) -> tuple[Published, ...]:
     return tuple(map(Published.read, csv.DictReader(text.splitlines())))
 
 
+def results(trained_on: str, tested_on: str = "") -> tuple[Published, ...]:
+    """The newest result of each model and loss, trained on one data set and tested on another, or on its own."""
+    rows = [row for row in published() if (row.trained_on, row.tested_on) == (trained_on, tested_on or trained_on)]
+    return tuple({(row.model, row.loss): row for row in rows}.values())
+
+
 def distance(model: str) -> str:
     """What the newest table ranks `model` by: "cosine" or "euclidean"; "cosine" where nothing is published."""
     return next((row.distance for row in reversed(published(model)) if row.distance), "cosine")
