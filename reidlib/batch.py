@@ -47,8 +47,13 @@ def parameters(name: str) -> dict[str, dict[str, Any]]:
     return inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
 
 
-def read_value(name: str, text: str, kind: str) -> Any:
-    """`text` from a command line as the type that the notebook declares. Raises ValueError where it is not one."""
+def read_value(name: str, text: str, kind: str, *, optional: bool = False) -> Any:
+    """`text` from a command line as the type that the notebook declares. Raises ValueError where it is not one.
+
+    `optional`: where the notebook's own value is None, "None" is None.
+    """
+    if optional and text == "None":
+        return None
     kind = kind.partition("[")[0]
     value = text if kind == "str" else yaml.safe_load(text)
     if kind == "float" and not isinstance(value, bool):
@@ -70,7 +75,11 @@ def sort_parameters(names: Sequence[str], given: dict[str, str]) -> dict[str, di
         if parameter not in every:
             raise unknown_name(f"parameter of {', '.join(names)}", parameter, every)
     return {
-        name: {p: read_value(p, text, declared[p]["inferred_type_name"]) for p, text in given.items() if p in declared}
+        name: {
+            p: read_value(p, text, declared[p]["inferred_type_name"], optional=declared[p]["default"] == "None")
+            for p, text in given.items()
+            if p in declared
+        }
         for name, declared in known.items()
     }
 
@@ -233,7 +242,8 @@ def print_results(run: Run) -> None:
     """The table of result.json, and where to look."""
     result = run.read_json("result.json")
     if result:
-        print(f"\n{result.get('model')} in {run.path}\n")
+        init = f", from {result['init']} weights," if result.get("init") else ""
+        print(f"\n{result.get('model')}{init} in {run.path}\n")
         print(f"{'data set':<24}{'Rank-1':>9}{'Rank-5':>9}{'Rank-10':>9}{'mAP':>9}{'mINP':>9}")
         rows = [(d, r) for d, row in result["results"].items() for d, r in _with_untrained(d, row)]
         for dataset, row in rows:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from reidlib.data.loaders import read_image
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features
 from reidlib.models import ReIDModel, complexity
+from reidlib.training import RECIPES, Recipe
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 CHOICES = ("worst", "best", "random", "chosen")
@@ -55,6 +57,22 @@ def model_line(model: ReIDModel) -> str:
         f"{model.name}: {cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G multiply-adds, "
         f"{model.feature_dim} features from {height} × {width} pixels, {model.num_classes} people to tell apart"
     )
+
+
+def settings_table(settings: Recipe, recipe: str) -> Any:
+    """A pandas table of what a run uses: the settings that are not as in `Recipe()`, and those that are not as in the
+    recipe of that name, which stand with what it says.
+    """
+    import pandas as pd
+
+    changed = settings.changed(recipe)
+    shown = [name for name in asdict(settings) if name in _ALWAYS + changed + settings.changed()]
+    says = {name: getattr(RECIPES[recipe], name) for name in changed}
+    rows = {name: {"used": getattr(settings, name), f"in place of {recipe}'s": says.get(name, "")} for name in shown}
+    return pd.DataFrame.from_dict(rows, orient="index").map(lambda v: ", ".join(map(str, v)) if type(v) is tuple else v)
+
+
+_ALWAYS = ["epochs", "people", "images", "optimizer", "lr", "schedule", "augment"]
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:

@@ -143,7 +143,7 @@ class Run:
             return self  # whether or not the download is there still
         file, digest = found.fetch(progress=progress)
         if made is None or made["sha256"] != digest:
-            net = create_model(model, weights=file)
+            net = create_model(model, weights=weights)
             about = {"name": found.name, "link": found.row.link if found.row else "", "file": file.name}
             about |= {"sha256": digest, "report": str(net.report)}
             self.begin().save_model(net, trained_on=found.trained_on, tested_on=found.tested_on, weights=about)
@@ -212,7 +212,9 @@ class Run:
 
     def add_result(self, dataset: str, result: dict[str, Any]) -> None:
         """Write `result` under the name of `dataset` into result.json, beside those already there."""
-        content = self.read_json("result.json") or {"model": self.read_json("model.json").get("name"), "results": {}}
+        about = self.read_json("model.json")
+        begun = {"model": about.get("name"), "init": about.get("init"), "results": {}}
+        content = self.read_json("result.json") or begun
         content["results"][dataset] = content["results"].get(dataset, {}) | result
         self.write_json("result.json", content)
 
@@ -305,6 +307,7 @@ def _describe(model: "ReIDModel") -> dict[str, Any]:
         "feature_dim": model.feature_dim,
         "mean": list(model.mean),
         "std": list(model.std),
+        "init": model.init,
     }
 
 

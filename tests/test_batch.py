@@ -69,6 +69,16 @@ def test_values_of_another_type_are_refused(kind: str, text: str) -> None:
         batch.read_value("p", text, kind)
 
 
+def test_none_is_taken_where_it_is_what_the_notebook_says(notebooks: Path) -> None:
+    assert batch.read_value("p", "None", "int", optional=True) is None
+    assert batch.read_value("p", "None", "str") == "None"
+    with pytest.raises(ValueError, match="parameter 'p' is int, got 'None'"):
+        batch.read_value("p", "None", "int")
+    write(notebooks, "maybe", "1", parameters="epochs: int = None  # passes\nname: str = None  # or none\n")
+    given = {"epochs": "3", "name": "None"}
+    assert batch.sort_parameters(["maybe"], given) == {"maybe": {"epochs": 3, "name": None}}
+
+
 def test_each_notebook_gets_what_it_knows(notebooks: Path) -> None:
     given = {"epochs": "7", "run": "r", "fail": "false"}
     assert batch.sort_parameters(["make", "look"], given) == {

@@ -227,7 +227,7 @@ def test_flip_mirrors_about_half(images: torch.Tensor) -> None:
 
 
 def test_crop_is_a_window_of_the_padded_image(images: torch.Tensor) -> None:
-    out = draws("random_crop", images, padding=0.1)
+    out = draws("pad_crop", images, padding=0.2)
     padded = torch.nn.functional.pad(images, (3, 3, 3, 3))
     places = []
     for i, o in enumerate(out):
@@ -236,6 +236,38 @@ def test_crop_is_a_window_of_the_padded_image(images: torch.Tensor) -> None:
         )
     assert all(len(p) == 1 for p in places)
     assert {p[0][0] for p in places} >= {0, 6}  # both ends are drawn
+
+
+def test_crop_of_the_enlarged_image(images: torch.Tensor) -> None:
+    out = draws("random_crop", images, p=1.0)
+    larger = torch.nn.functional.interpolate(images.float(), (36, 18), mode="bilinear").round().to(torch.uint8)
+    places = [
+        [(y, x) for y in range(5) for x in range(3) if torch.equal(larger[i, :, y : y + 32, x : x + 16], o)]
+        for i, o in enumerate(out)
+    ]
+    assert all(len(p) == 1 for p in places)
+    assert {p[0][0] for p in places} == set(range(5))
+    assert {p[0][1] for p in places} == set(range(3))
+
+
+@pytest.mark.parametrize("name", transforms.AUGMENTATIONS)
+def test_a_probability_is_kept_and_torch_left_alone(name: str, images: torch.Tensor) -> None:
+    state = torch.random.get_rng_state()
+    for p, low, high in ((0.0, 0, 0), (0.3, 3, 21), (1.0, 25, 40)):
+        augment = transforms.build_augmentation([f"{name}={p}"])
+        changed = (augment(images, torch_generator_for(1, name)) != images).flatten(1).any(1).sum()
+        assert low <= changed <= high
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_noise_covers_what_is_erased_by_pixels() -> None:
+    grey = torch.full((30, 3, 32, 16), 100, dtype=torch.uint8)
+    out = draws("pixel_erasing", grey, p=1.0)
+    covered = (out != 100).any(1)
+    assert 0.01 <= covered.float().mean() <= 0.34
+    noise = out.permute(0, 2, 3, 1)[covered].float()
+    assert noise.mean() == pytest.approx(127.5, abs=5)
+    assert 80 < noise.std() < 110  # a normal of deviation 127.5, clamped to what a picture can hold
 
 
 def test_erasing_covers_a_rectangle_of_the_asked_area(images: torch.Tensor) -> None:
@@ -262,6 +294,9 @@ def test_jitter_changes_brightness_within_bounds() -> None:
 def test_unknown_augmentation_is_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'random_flip'"):
         transforms.build_augmentation(["randomflip"])
+    for text in ("random_flip=2", "random_flip=often"):
+        with pytest.raises(ValueError, match=f"'{text}': after the = stands a probability"):
+            transforms.build_augmentation([text])
 
 
 # Loaders

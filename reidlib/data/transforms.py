@@ -1,18 +1,20 @@
 """Augmentations of training pictures, by their published names, on whole batches and on the batch's own device.
 
-Each takes images (B, 3, H, W) uint8 and a CPU generator, and returns the same shape and dtype. All randomness is a
-handful of numbers per image, drawn from the generator on the CPU: the same seed gives the same pictures on every device
+Each takes images (B, 3, H, W) uint8, a CPU generator and a probability `p` for each image, and returns the same shape
+and dtype. All randomness is drawn from the generator on the CPU: the same seed gives the same pictures on every device
 and with any number of loader workers, and an interrupted run needs no stored state to go on with.
 
-random_flip, random_crop (pad and crop), color_jitter: as torchreid and FastReID name them. random_erasing: Zhong et
-al., Random Erasing Data Augmentation, AAAI 2020; filled with the ImageNet mean, as the strong baseline (Luo et al.,
-2019) does.
+random_flip, random_crop, color_jitter: as torchreid names them. pad_crop: as FastReID and the strong baseline pad.
+random_erasing: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020; filled with the ImageNet mean, as the
+strong baseline (Luo et al., 2019) does. pixel_erasing: the same, filled with noise, as timm's. auto_augment: Cubuk et
+al., "AutoAugment", CVPR 2019, the ImageNet policy; augmix: Hendrycks et al., "AugMix", ICLR 2020: torchvision's.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidlib.errors import unknown_name
@@ -22,31 +24,52 @@ _IMAGENET_MEAN = (124, 116, 104)  # 255 × (0.485, 0.456, 0.406)
 
 
 def random_flip(images: Tensor, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """Mirror each image left to right with probability `p`."""
-    flip = torch.rand(len(images), generator=generator) < p
-    return torch.where(flip.to(images.device)[:, None, None, None], images.flip(3), images)
+    """Mirror each image left to right."""
+    return _where(_drawn(images, generator, p), images.flip(3), images)
 
 
-def random_crop(images: Tensor, generator: torch.Generator, padding: float = 10 / 256) -> Tensor:
-    """Pad with black by `padding` × height on each side (10 pixels at 256), then cut the original size at random."""
-    b, _, h, w = images.shape
-    pad = max(1, round(padding * h))
-    padded = F.pad(images, (pad, pad, pad, pad))
-    shift = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator).to(images.device)
-    rows = shift[0] + torch.arange(h, device=images.device)  # (B, H)
-    cols = shift[1] + torch.arange(w, device=images.device)  # (B, W)
-    batch = torch.arange(b, device=images.device)
-    return padded.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
+def pad_crop(images: Tensor, generator: torch.Generator, p: float = 1.0, padding: float = 10 / 128) -> Tensor:
+    """Pad with black by `padding` × width on each side (10 pixels at 128), then cut the original size at random."""
+    pad = max(1, round(padding * images.shape[3]))
+    cut = _windows(F.pad(images, (pad, pad, pad, pad)), images.shape[2:], generator)
+    return cut if p == 1 else _where(_drawn(images, generator, p), cut, images)
+
+
+def random_crop(images: Tensor, generator: torch.Generator, p: float = 0.5, enlarge: float = 1.125) -> Tensor:
+    """Enlarge both sides by `enlarge`, then cut the original size at random: torchreid's Random2DTranslation."""
+    size = images.shape[2:]
+    larger = F.interpolate(images.float(), [round(side * enlarge) for side in size], mode="bilinear")
+    cut = _windows(larger.round().to(torch.uint8), size, generator)
+    return _where(_drawn(images, generator, p), cut, images)
+
+
+def random_resized_crop(
+    images: Tensor, generator: torch.Generator, size: tuple[int, int], area: tuple[float, float] = (0.08, 1.0)
+) -> Tensor:
+    """Cut a window of `area` (share of the image) at random and resize it to `size` (height, width), bilinearly.
+
+    Szegedy et al., "Going Deeper with Convolutions", CVPR 2015. Its aspect is 3/4 to 4/3 of the image's own, and its
+    sides end at the image's, where torchvision draws again.
+    """
+    u = torch.rand(4, len(images), generator=generator)
+    share, aspect = area[0] + (area[1] - area[0]) * u[0], (3 / 4) * (16 / 9) ** u[1]  # log-uniform
+    sides = torch.stack([(share * aspect).sqrt(), (share / aspect).sqrt()], dim=1).clamp(max=1)  # (B, 2) of the whole
+    centres = (1 - sides) * (2 * u[2:].T - 1)  # of an image that reaches from -1 to 1
+    theta = torch.cat([torch.diag_embed(sides), centres[:, :, None]], dim=2).to(images.device)  # (B, 2, 3)
+    grid = F.affine_grid(theta, [len(images), 3, *size], align_corners=False)
+    cut = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return cut.round().to(torch.uint8)
 
 
 def color_jitter(
     images: Tensor,
     generator: torch.Generator,
+    p: float = 1.0,
     brightness: float = 0.2,
     contrast: float = 0.15,
-    saturation: float = 0.15,
+    saturation: float = 0.0,
 ) -> Tensor:
-    """Change brightness, contrast and saturation by factors drawn from 1 ± each, in that order.
+    """Change brightness, contrast and saturation by factors drawn from 1 ± each, in that order; torchreid's strengths.
 
     Contrast is about the image's mean grey, saturation about each pixel's grey (ITU-R 601 luma), as torchvision's.
     """
@@ -56,14 +79,90 @@ def color_jitter(
     mean_grey = (x * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     x = torch.lerp(mean_grey, x, 1 + contrast * draws[1])
     grey = (x * luma).sum(1, keepdim=True)
-    x = torch.lerp(grey, x, 1 + saturation * draws[2])
-    return x.clamp(0, 255).round().to(torch.uint8)
+    x = torch.lerp(grey, x, 1 + saturation * draws[2]).clamp(0, 255).round().to(torch.uint8)
+    return x if p == 1 else _where(_drawn(images, generator, p), x, images)
 
 
 def random_erasing(
     images: Tensor, generator: torch.Generator, p: float = 0.5, area: tuple[float, float] = (0.02, 0.4)
 ) -> Tensor:
-    """With probability `p`, cover a rectangle of `area` (share of the image), aspect 0.3 to 3.3, with the mean."""
+    """Cover a rectangle of `area` (share of the image), aspect 0.3 to 3.3, with the mean."""
+    cover = _rectangles(images, generator, p, area)
+    mean = torch.tensor(_IMAGENET_MEAN, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    return torch.where(cover, mean, images)
+
+
+def pixel_erasing(
+    images: Tensor, generator: torch.Generator, p: float = 0.5, area: tuple[float, float] = (0.02, 1 / 3)
+) -> Tensor:
+    """Cover a rectangle with noise: what is standard normal once mean and deviation 0.5 are taken off, within range.
+
+    One field of noise is drawn for the batch, and moved for each image.
+    """
+    cover = _rectangles(images, generator, p, area)
+    noise = (127.5 + 127.5 * torch.randn(1, *images.shape[1:], generator=generator)).clamp(0, 255).to(torch.uint8)
+    noise = noise.to(images.device).repeat(1, 1, 2, 2).expand(len(images), -1, -1, -1)
+    return torch.where(cover, _windows(noise, images.shape[2:], generator), images)
+
+
+def _torchvision(images: Tensor, generator: torch.Generator, p: float, transform: Callable[[], nn.Module]) -> Tensor:
+    """torchvision's own transform on the drawn images, one by one; it draws from torch's CPU generator, lent to it."""
+    chosen = _drawn(images, generator, p).nonzero().flatten().tolist()
+    seed = int(torch.randint(2**62, (), generator=generator))
+    images = images.clone()
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would begin the GPU's anew too
+        for i in chosen:
+            images[i] = transform()(images[i])
+    return images
+
+
+@cache
+def _auto_augment() -> nn.Module:
+    from torchvision.transforms import v2
+
+    return v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)
+
+
+@cache
+def _augmix() -> nn.Module:
+    from torchvision.transforms import v2
+
+    return v2.AugMix(severity=1, fill=128)  # FastReID's severity
+
+
+def auto_augment(images: Tensor, generator: torch.Generator, p: float = 0.1) -> Tensor:
+    """One of the 25 pairs of operations that were found for ImageNet. FastReID does so with probability 0.1."""
+    return _torchvision(images, generator, p, _auto_augment)
+
+
+def augmix(images: Tensor, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    """A mixture of the image and three chains of light operations on it."""
+    return _torchvision(images, generator, p, _augmix)
+
+
+def _drawn(images: Tensor, generator: torch.Generator, p: float) -> Tensor:
+    """Which images are changed, (B,) bool on the CPU."""
+    return torch.rand(len(images), generator=generator) < p
+
+
+def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
+    return torch.where(chosen.to(images.device)[:, None, None, None], changed, images)
+
+
+def _windows(images: Tensor, size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A window of `size` of each image (B, 3, ≥ H, ≥ W), at a random place."""
+    room = [whole - side + 1 for whole, side in zip(images.shape[2:], size, strict=True)]
+    rows, cols = (
+        (torch.randint(0, places, (len(images), 1), generator=generator) + torch.arange(side)).to(images.device)
+        for places, side in zip(room, size, strict=True)
+    )  # (B, H) and (B, W)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
+
+
+def _rectangles(images: Tensor, generator: torch.Generator, p: float, area: tuple[float, float]) -> Tensor:
+    """What is erased, (B, 1, H, W) bool: with probability `p` a rectangle of an aspect of 0.3 to 3.3."""
     b, _, h, w = images.shape
     u = torch.rand(5, b, generator=generator)
     size = h * w * (area[0] + (area[1] - area[0]) * u[1])
@@ -76,24 +175,38 @@ def random_erasing(
     in_rows = (rows >= top[:, None]) & (rows < (top + rect_h)[:, None])  # (B, H)
     in_cols = (cols >= left[:, None]) & (cols < (left + rect_w)[:, None])  # (B, W)
     cover = in_rows[:, :, None] & in_cols[:, None] & (u[0] < p)[:, None, None]
-    mean = torch.tensor(_IMAGENET_MEAN, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return torch.where(cover[:, None].to(images.device), mean, images)
+    return cover[:, None].to(images.device)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
+AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "random_flip": random_flip,
+    "pad_crop": pad_crop,
     "random_crop": random_crop,
     "color_jitter": color_jitter,
     "random_erasing": random_erasing,
+    "pixel_erasing": pixel_erasing,
+    "auto_augment": auto_augment,
+    "augmix": augmix,
 }
 
 
 def build_augmentation(names: Sequence[str]) -> Augmentation:
-    """The augmentations of these names, one after the other. Raises ValueError for a name nobody knows."""
-    for name in names:
+    """The augmentations of these names, one after the other; "random_erasing=0.3" gives the probability for an image.
+
+    Raises ValueError for a name nobody knows, or a probability that is none.
+    """
+    steps = []
+    for entry in names:
+        name, _, text = entry.partition("=")
         if name not in AUGMENTATIONS:
             raise unknown_name("augmentation", name, AUGMENTATIONS)
-    steps = [AUGMENTATIONS[name] for name in names]
+        try:
+            kwargs = {"p": float(text)} if text else {}
+        except ValueError:
+            kwargs = {"p": -1.0}
+        if not 0 <= kwargs.get("p", 0) <= 1:
+            raise ValueError(f"augmentation {entry!r}: after the = stands a probability from 0 to 1")
+        steps.append(partial(AUGMENTATIONS[name], **kwargs))
 
     def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         for step in steps:

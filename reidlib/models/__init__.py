@@ -76,6 +76,8 @@ def create_model(
         if min(sides) >= least:
             if state is not None:
                 model.report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
+                found.accept(file)
+                model.init = str(weights)
             return model
     raise ValueError(f"input_size is (height, width), {least} or more, such as {spec.input_size}; got {input_size!r}")
 

@@ -1,5 +1,6 @@
 """Heads: from a trunk's map to the feature that is ranked by, and to class scores in training."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,11 +14,13 @@ from reidlib.models.layers import ChannelSelfAttention, GeM, PositionSelfAttenti
 class Outputs(NamedTuple):
     """What a network returns in training: one entry a branch, so that one loss serves every model.
 
-    logits: (B, classes) each, empty where the model has no classifier; embeddings: (B, D) each, for metric losses.
+    logits: (B, classes) each, empty where the model has no classifier; embeddings: (B, D) each, for metric losses;
+    maps: (B, C, h, w) each, that a penalty on features looks at, of any number and most often none.
     """
 
     logits: list[Tensor]
     embeddings: list[Tensor]
+    maps: Sequence[Tensor] = ()
 
 
 class CosineLinear(nn.Linear):
@@ -30,7 +33,10 @@ class CosineLinear(nn.Linear):
     scale = 64.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+        device = "cpu" if x.is_meta else x.device.type
+        with torch.autocast(device, enabled=False):  # half precision could not tell a score of 63.8 from 64
+            x = x.to(self.weight.dtype)
+            return self.scale * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
 _POOLS = {
@@ -173,13 +179,16 @@ class AttentionHead(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
-        feats = []
+        feats, maps = [], []
         for part in stripes(self.reduction(x), self.parts):
-            y = self.merge(sum(stream(part) for stream in self.streams.values()))
-            feats.append(self.pool(y).flatten(1))  # (B, width)
+            streams = [stream(part) for stream in self.streams.values()]
+            merged = self.merge(sum(streams))
+            # A penalty is quadratic in the map: of the stripes' it is the mean that upstream takes.
+            maps += [y * self.parts**-0.5 for y in (*streams, merged)]
+            feats.append(self.pool(merged).flatten(1))  # (B, width)
         if not self.training:
             return torch.cat(feats, dim=1)
-        return Outputs([score(y) for score, y in zip(self.classifiers, feats, strict=False)], feats)
+        return Outputs([score(y) for score, y in zip(self.classifiers, feats, strict=False)], feats, maps)
 
 
 class ScoreHead(nn.Module):

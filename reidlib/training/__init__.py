@@ -2,6 +2,6 @@
 
 from reidlib.training.fit import fit
 from reidlib.training.loop import Setup
-from reidlib.training.recipes import Recipe
+from reidlib.training.recipes import RECIPES, Recipe
 
-__all__ = ["Recipe", "Setup", "fit"]
+__all__ = ["RECIPES", "Recipe", "Setup", "fit"]

@@ -1,61 +1,251 @@
 """Losses of a training step, in float32 whatever the network computed in, over the one output contract.
 
-Label smoothing: Szegedy et al., CVPR 2016. Batch-hard triplet: Hermans et al., 2017, with the margin of the strong
-baseline (Luo et al., 2019).
+Label smoothing: Szegedy et al., CVPR 2016. Focal: Lin et al., ICCV 2017. Margins on a classifier's cosines: ArcFace,
+Deng et al., CVPR 2019; CosFace, Wang et al., CVPR 2018; circle, Sun et al., CVPR 2020. Batch-hard triplet: Hermans et
+al., 2017, with the margin of the strong baseline (Luo et al., 2019); weighted: AGW (Ye et al., TPAMI 2021). Center: Wen
+et al., ECCV 2016. Orthogonality: ABD-Net (Chen et al., ICCV 2019). Circle loss of pairs: pytorch-metric-learning's.
 """
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reidlib.seeds import torch_generator_for
 from reidlib.training.recipes import Recipe
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Mean cross entropy of logits (B, C) against labels (B,), with `smoothing` spread over all C classes."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1, focal: float = 0.0) -> Tensor:
+    """Mean cross entropy of logits (B, C) against labels (B,), with `smoothing` spread over all C classes.
 
-
-def batch_hard_triplet(embeddings: Tensor, labels: Tensor, margin: float | None = 0.3) -> Tensor:
-    """Each image against its farthest positive and nearest negative of the batch, by Euclidean distance; mean over B.
-
-    embeddings (B, D), labels (B,). `margin=None` is the soft margin, log(1 + exp(·)). An anchor alone with its label,
-    or in a batch of one label, has no triplet and is left out; without any triplet the loss is 0.
+    `focal` > 0 weighs each image by (1 - probability of its own class) to that power.
     """
-    x = embeddings.float()
+    each = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
+    if focal:
+        own = logits.float().log_softmax(1).gather(1, labels[:, None])[:, 0]
+        each = each * (1 - own.exp()).clamp(min=0) ** focal
+    return each.mean()
+
+
+def margin_cosines(cosines: Tensor, labels: Tensor, kind: str, margin: float) -> Tensor:
+    """Cosines (B, C) between embeddings and classes, made harder by `margin` for each image's own class.
+
+    "arcface" widens the angle, "cosface" lowers the cosine; "circle" does that to all classes, each by a distance of
+    its own from where it should be. Times a scale, they are the logits of a cross entropy.
+    """
+    x = cosines.float()
+    own = F.one_hot(labels, x.shape[1]).bool()
+    if kind == "cosface":
+        return torch.where(own, x - margin, x)
+    if kind == "arcface":
+        angle = x.clamp(-1 + 1e-7, 1 - 1e-7).acos()
+        # Beyond a straight angle the cosine would rise again: there it goes on falling with the cosine itself.
+        wider = torch.where(angle <= math.pi - margin, (angle + margin).cos(), x - margin * math.sin(margin))
+        return torch.where(own, wider, x)
+    near, far = (1 + margin - x).detach().clamp(min=0), (x + margin).detach().clamp(min=0)
+    return torch.where(own, near * (x - (1 - margin)), far * (x - margin))
+
+
+def distances(x: Tensor) -> Tensor:
+    """Euclidean, (B, D) to (B, B), in float32."""
+    x = x.float()
     squared = x.square().sum(1)
-    distances = (squared[:, None] + squared - 2 * x @ x.T).clamp(min=1e-12).sqrt()  # (B, B); clamped: sqrt'(0) = inf
+    return (squared[:, None] + squared - 2 * x @ x.T).clamp(min=1e-12).sqrt()  # clamped: sqrt'(0) = inf
+
+
+def triplet(embeddings: Tensor, labels: Tensor, margin: float = 0.3, mining: str = "hard") -> Tensor:
+    """Each image against a positive and a negative of its batch, by Euclidean distance; mean over B.
+
+    embeddings (B, D), labels (B,). mining="hard": the farthest positive and the nearest negative; "weighted": the mean
+    of all positives, weighed by the softmax of their distance, and of all negatives, by that of its opposite. `margin`
+    0 is the soft margin, log(1 + exp(·)). An anchor alone with its label, or in a batch of one label, has no triplet
+    and is left out; without any triplet the loss is 0. The weighted positives include the anchor itself, at distance 0,
+    as in AGW's code.
+    """
+    d = distances(embeddings)
     same = labels[:, None] == labels
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive, negative = same & ~itself, ~same
-    counts = positive.any(1) & negative.any(1)
-    hardest = distances.masked_fill(~positive, 0).amax(1) - distances.masked_fill(~negative, torch.inf).amin(1)
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    counts = positive.any(1) & ~same.all(1)
+    if mining == "weighted":
+        near, far = (_weighted(d, mask, sign) for mask, sign in ((~same, -1), (same, 1)))
+    else:
+        near, far = d.masked_fill(same, torch.inf).amin(1), d.masked_fill(~positive, 0).amax(1)
     # An anchor that does not count may hold an infinity: replace it before the loss, or its gradient would be NaN.
-    hardest = torch.where(counts, hardest, 0)
-    loss = F.softplus(hardest) if margin is None else F.relu(hardest + margin)
+    gap = torch.where(counts, far - near, 0)
+    loss = F.relu(gap + margin) if margin else F.softplus(gap)
     return (loss * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _weighted(d: Tensor, mask: Tensor, sign: int) -> Tensor:
+    weights = (sign * d).masked_fill(~mask, -torch.inf).softmax(1).nan_to_num()  # a row without any has none
+    return (weights * d).sum(1)
+
+
+def center(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+    """Mean squared distance of embeddings (B, D) to the center of their class, of centers (C, D)."""
+    return (embeddings.float() - centers[labels]).square().sum(1).clamp(1e-12, 1e12).mean()
+
+
+def eigenvalue_spread(rows: Tensor, draw: Callable[..., Tensor] = torch.randn, steps: int = 1) -> Tensor:
+    """How far the rows of (..., N, M) are from orthogonal: largest less smallest eigenvalue of their (N, N) products.
+
+    Both are estimated from a vector that is drawn by `draw(N, 1)`, one for all, after `steps` multiplications, and are
+    too close together; ABD-Net makes one.
+    """
+    rows = rows.float()
+
+    def products(x: Tensor) -> Tensor:
+        return rows @ (rows.mT @ x)
+
+    largest = _eigenvalue(products, draw(rows.shape[-2], 1, device=rows.device), steps)
+    start = draw(rows.shape[-2], 1, device=rows.device)
+    return -_eigenvalue(lambda x: products(x) - largest[..., None, None] * x, start, steps)
+
+
+def _eigenvalue(matrix: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> Tensor:
+    """The eigenvalue farthest from 0 of what multiplies by `matrix`, by power iteration and Rayleigh's quotient."""
+    for _ in range(steps):
+        x = matrix(x)
+        x = x / x.norm(dim=-2, keepdim=True).clamp(min=1e-30).detach()  # the quotient does not see the length
+    return (x * matrix(x)).sum((-2, -1)) / x.square().sum((-2, -1)).clamp(min=1e-30)
+
+
+def weight_spread(convolutions: Sequence[nn.Conv2d]) -> Tensor:
+    """ABD-Net's penalty on weights: for each convolution 10 × the squared spread of its filters, summed."""
+    return sum(10 * eigenvalue_spread(c.weight.flatten(1), torch.rand).square() for c in convolutions)
+
+
+def feature_spread(maps: Sequence[Tensor]) -> Tensor:
+    """ABD-Net's penalty on maps (B, C, h, w): for each the spread of its channels, as in a batch of 32, summed."""
+    return sum(32 * eigenvalue_spread(x.flatten(2)).mean() for x in maps)
 
 
 class Criterion(nn.Module):
     """What a recipe minimises: `criterion(outputs, labels)` is the loss (), and its parts by name, detached.
 
     Each loss is averaged over the branches that it applies to. State that a loss learns lies in this module, and so in
-    the checkpoint.
+    the checkpoint. Raises ValueError on building where the model lacks what the recipe asks of it.
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.epoch = recipe, 1
+        asked = (recipe.height, recipe.width)
+        if recipe.height and asked != tuple(model.input_size):
+            size = "{} × {}".format(*model.input_size)
+            raise ValueError(f"the recipe wants {asked[0]} × {asked[1]} pixels, {model.name} was built for {size}")
+        outputs = outline(model)
+        self._check(outputs, model)
+        self.scale = _cosine_scale(model)
+        # In a list of its own: these are the model's parameters, not the criterion's.
+        self.convolutions = [list(_in_a_row(model.network.backbone)) if recipe.orthogonal_weights else []]
+        self.centers = nn.ParameterList()
+        if recipe.center_weight:
+            generator = torch_generator_for(recipe.seed, "centers")
+            for x in outputs.embeddings:
+                self.centers.append(nn.Parameter(torch.randn(model.num_classes, x.shape[1], generator=generator)))
+        self.pairs = None
+        if recipe.circle_weight:
+            from pytorch_metric_learning.losses import CircleLoss
 
-    def forward(self, outputs: tuple[list[Tensor], list[Tensor]], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        recipe, (logits, embeddings) = self.recipe, outputs
-        loss = torch.stack([cross_entropy(x, labels, recipe.smoothing) for x in logits]).mean()
-        parts = {"cross_entropy": loss.detach()}
-        if recipe.triplet_weight:
-            triplet = torch.stack([batch_hard_triplet(x, labels, recipe.margin) for x in embeddings]).mean()
-            parts["triplet"] = triplet.detach()
-            loss = loss + recipe.triplet_weight * triplet
-        return loss, parts
+            self.pairs = CircleLoss(m=recipe.circle_margin, gamma=recipe.circle_scale)
 
+    def _check(self, outputs: Any, model: nn.Module) -> None:
+        recipe = self.recipe
+        lacks = {
+            "cross_entropy_weight": (not outputs.logits, "has no classifier: build it with num_classes"),
+            "center_weight": (not model.num_classes, "was built without num_classes"),
+            "orthogonal_features": (not outputs.maps, "has no attentive maps: use an ABD model"),
+        }
+        for setting, (lacking, what) in lacks.items():
+            if getattr(recipe, setting) and lacking:
+                raise ValueError(f"{setting}={getattr(recipe, setting)}, but {model.name} {what}, or set it to 0")
+        if recipe.softmax != "plain" and not _cosine_scale(model):
+            raise ValueError(
+                f"softmax={recipe.softmax!r} needs a classifier of cosines, and {model.name} has none: "
+                "use a model such as sbs_R50_fastreid, or softmax='plain'"
+            )
+        if recipe.orthogonal_weights and not any(_in_a_row(model.network.backbone)):
+            raise ValueError(f"orthogonal_weights needs a trunk that begins with a convolution, unlike {model.name}'s")
+
+    def forward(self, outputs: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(labels.device.type, enabled=False):
+            parts = dict(self._parts(outputs, labels))
+        weights = {name: getattr(self.recipe, name, None) for name in parts}
+        weights = {name: getattr(self.recipe, f"{name}_weight") if w is None else w for name, w in weights.items()}
+        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _parts(self, outputs: Any, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The losses that have a weight, by the name of their setting."""
+        r, embeddings = self.recipe, outputs.embeddings
+        if r.cross_entropy_weight:
+            yield "cross_entropy", self._mean([self._classify(x, labels) for x in outputs.logits])
+        if r.triplet_weight:
+            yield "triplet", self._mean([triplet(x, labels, r.margin, r.mining) for x in embeddings])
+        if r.center_weight:
+            yield "center", self._mean([center(x, labels, c) for x, c in zip(embeddings, self.centers, strict=True)])
+        if r.circle_weight:
+            yield "circle", self._mean([self.pairs(x.float(), labels) for x in embeddings])
+        if r.orthogonal_weights:
+            yield "orthogonal_weights", weight_spread(self.convolutions[0])
+        if r.orthogonal_features and self.epoch > r.orthogonal_features_after:
+            yield "orthogonal_features", feature_spread(outputs.maps)
+
+    def _classify(self, logits: Tensor, labels: Tensor) -> Tensor:
+        r = self.recipe
+        if r.softmax != "plain":
+            logits = r.softmax_scale * margin_cosines(logits.float() / self.scale, labels, r.softmax, r.softmax_margin)
+        return cross_entropy(logits, labels, r.smoothing, r.focal)
+
+    def _mean(self, branches: list[Tensor]) -> Tensor:
+        values, share = torch.stack(branches), self.recipe.first_branch
+        if not share or len(values) == 1:
+            return values.mean()
+        return share * values[0] + (1 - share) * values[1:].mean()
+
+    @torch.no_grad()
     def update(self) -> None:
-        """Called after each step of the optimizer, for losses that keep state by a rule of their own."""
+        """Called after each step of the optimizer: the centers follow the mean of their own class at their own rate."""
+        for centers in self.centers:
+            if centers.grad is not None:
+                if torch.distributed.is_available() and torch.distributed.is_initialized():
+                    torch.distributed.all_reduce(centers.grad)
+                    centers.grad /= torch.distributed.get_world_size()
+                centers -= self.recipe.center_lr / self.recipe.center_weight * centers.grad
+                centers.grad = None
+
+
+def outline(model: nn.Module) -> Any:
+    """What `model` gives in training, as shapes: nothing is computed, and the model is left as it was."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    images = torch.empty(2, 3, *model.input_size, device="meta")
+    modes = {module: module.training for module in model.modules()}
+    try:
+        cameras = torch.zeros(2, dtype=torch.int64, device="meta")
+        return torch.func.functional_call(model.train(), shapes, (images, cameras))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _cosine_scale(model: nn.Module) -> float:
+    """What the classifiers multiply their cosines by; 0 where their scores are not cosines."""
+    classifiers = (getattr(module, "classifier", None) for module in model.modules())
+    return next((c.scale for c in classifiers if hasattr(c, "scale")), 0.0)
+
+
+def _in_a_row(module: nn.Module) -> Iterator[nn.Conv2d]:
+    """The convolutions that stand in a row, not within a block.
+
+    ABD-Net's paper penalises all of a trunk's, its code these: of a ResNet, the first.
+    """
+    for child in module.children():
+        if type(child) is nn.Conv2d:
+            yield child
+        elif isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from _in_a_row(child)
