@@ -312,6 +312,11 @@ def test_links_that_ask_for_a_person_say_what_to_do_and_find_it_there(table, tmp
     there.parent.mkdir()
     there.write_bytes(CONTENT)
     assert one.fetch() == (there, hashlib.sha256(CONTENT).hexdigest())
+    there.write_bytes(b"<html>sign in</html>")  # what one gets by the wrong button: no weights, and not held to them
+    with pytest.raises(reidlib.models.CheckpointError, match=r"dukemtmcreid\.pth\.tar is a web page, not weights"):
+        reidlib.create_model("osnet_x0_25", weights="dukemtmcreid")
+    torch.save(reidlib.create_model("osnet_x0_25").state_dict(), there)
+    reidlib.create_model("osnet_x0_25", weights="dukemtmcreid")
     there.write_bytes(b"other")
     with pytest.raises(DownloadError, match="has changed since its first use"):
         one.fetch()

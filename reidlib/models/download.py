@@ -46,19 +46,19 @@ def fetch(link: str, path: str | Path, *, progress: bool | None = None, timeout:
     return checked(path, link)
 
 
-def checked(path: Path, link: str = "") -> str:
+def checked(path: Path, link: str = "", *, record: bool = True) -> str:
     """The sha256 of `path`. DownloadError where it differs from what `<name>.json` beside it says.
 
-    The first use writes that record, where the folder can be written to.
+    Where nothing is said there yet, `record` writes it, if the folder can be written to.
     """
     digest = sha256(path)
-    record = _record(path)
-    if (first := record.get("sha256", digest)) != digest:
+    known = _record(path)
+    if (first := known.get("sha256", digest)) != digest:
         raise DownloadError(
             f"{path} has changed since its first use (sha256 {first[:12]}… then, {digest[:12]}… now): delete it to "
             f"fetch it again, or {_beside(path).name} beside it to accept it as it is"
         )
-    if "sha256" not in record:
+    if record and "sha256" not in known:
         with suppress(OSError):
             _write_record(path, {"link": link, "size": path.stat().st_size, "sha256": digest})
     return digest

@@ -85,7 +85,7 @@ class Weights:
         stem = _stem(self.file_name)
         there = [path for path in (root / f"{stem}{suffix}" for suffix in _SUFFIXES) if path.is_file()]
         if there:
-            return there[0], checked(there[0], self.row.link)
+            return there[0], checked(there[0], self.row.link, record=False)
         if self.by_hand:
             raise FileNotFoundError(
                 f"the weights {self.name} of {self.model} ask for a person: open {self.row.link} in a browser and put "
@@ -93,6 +93,11 @@ class Weights:
             )
         path = Path(get_dir()) / "checkpoints" / self.file_name
         return path, fetch(self.row.link, path, progress=progress)
+
+    def accept(self, file: Path) -> None:
+        """Note the hash of `file`, which `fetch` gave and which fits: another one will be refused."""
+        if self.row is not None:
+            checked(file, self.row.link)
 
 
 def published_weights(model: str) -> dict[str, Weights]:
