@@ -35,6 +35,7 @@ def extract_features(
 
     `device` defaults to where the model is. `bfloat16` runs the network (never the ranking) under autocast: faster on a
     GPU, and features then carry its rounding. The model is put into eval mode for the call and back afterwards.
+    A `ReIDModel` runs as its `fuse()`d copy, and on a CPU eight pictures at a time: features differ in rounding only.
     Raises ValueError where there is nothing to extract.
     """
     device = torch.device(device) if device is not None else next(model.parameters()).device
@@ -46,13 +47,18 @@ def extract_features(
     training = model.training
     # Channels last: convolutions are a good deal faster so, on CPUs as on GPUs; features differ in rounding only.
     model.eval().to(device, memory_format=torch.channels_last)
+    network = model.fuse() if hasattr(model, "fuse") else model
+    # The maps of a few pictures stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
+    share = 8 if device.type == "cpu" else None
     try:
         # Inference mode begins after the move: parameters moved within it could never be trained again.
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             for batch in batches:
                 images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-                out = model(images, batch.cameras.to(device))
-                feats.append(out.float())  # stays on the device: copying each batch would make the GPU wait
+                cameras = batch.cameras.to(device)
+                pieces = zip(images.split(share or len(images)), cameras.split(share or len(images)), strict=True)
+                # They stay on the device: copying each batch would make the GPU wait.
+                feats += [network(*piece).float() for piece in pieces]
                 pids.append(batch.pids)
                 camids.append(batch.camids)
     finally:
