@@ -5,10 +5,14 @@
 Every file is written whole or not at all.
 """
 
+import errno
 import json
+import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -71,13 +75,39 @@ class Run:
         if self._new:
             params, resume = self._new
             if resume == "restart" and self.path.exists():
-                shutil.rmtree(self.path)
+                for path in self.path.iterdir():
+                    if path.name != ".lock":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
             if not (self.path / "last.pt").exists():
                 self.write_json("params.json", params)
                 self.write_json("environment.json", environment() | {"seed": params.get("seed")})
             clear_parts(self.path)
             self._new = None
         return self
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Train in this folder alone: makes it, and holds its `.lock` until the block ends or the process dies.
+
+        Raises OSError that names the other process where there is one. The operating system keeps the lock, so nothing
+        has to be tidied after a kill, and a shared disk keeps it between computers.
+        """
+        import fcntl  # where notebooks run: Linux and macOS
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock of the process: its loaders do not inherit it
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise OSError(f"{self.path} cannot be locked ({error.strerror}): use another disk") from error
+                file.seek(0)
+                other = file.read().strip() or "another process"
+                raise OSError(f"{self.path} is being trained by {other}: wait, or choose another `run`") from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     @classmethod
     def open(
@@ -230,6 +260,21 @@ class Run:
         with whole_file(path) as part:
             table.to_csv(part, index=False)
         return path
+
+    def write_bad_batch(self, images: "torch.Tensor", about: dict[str, Any]) -> None:
+        """Keep what training stopped at: the pictures (B, 3, H, W) uint8 as the model saw them, and `about` in JSON."""
+        from safetensors.torch import save_file
+
+        with whole_file(self.path / "bad_batch.safetensors") as part:
+            save_file({"images": images.cpu().contiguous()}, part)
+        self.write_json("bad_batch.json", about)
+
+    def bad_batch(self) -> "tuple[torch.Tensor, dict[str, Any]] | None":
+        """What `write_bad_batch` kept, where training stopped at one."""
+        from safetensors.torch import load_file
+
+        path = self.path / "bad_batch.safetensors"
+        return (load_file(path)["images"], self.read_json("bad_batch.json")) if path.is_file() else None
 
     # The model
 

@@ -4,8 +4,9 @@ Pictures are decoded several at a time. A set that fits into `cache_gib` is deco
 decoding would otherwise take as long as the network. A set that was packed is read from its pack.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -109,6 +110,23 @@ def _raise_for_bad(bad: list[str], images: ImageSet) -> None:
     raise OSError(f"{len(bad)} of {len(images)} images cannot be read: {'; '.join(bad[:3])}{more}")
 
 
+@contextmanager
+def loader_errors() -> Iterator[None]:
+    """What happens in a loader process, said in one sentence: torch quotes that process at length, or names its id.
+
+    Around all of the block that iterates: torch tells of a killed process whatever the block is doing then.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        said = str(error)
+        if "in DataLoader worker process" in said:
+            raise type(error)(said.strip().splitlines()[-1].partition(": ")[2]) from error
+        if "DataLoader worker" in said:
+            raise RuntimeError("a loader process was killed (is the memory full?): lower `workers`") from error
+        raise
+
+
 def _loader(images: ImageSet, batches: Sampler[list[int]], workers: int) -> DataLoader[Batch]:
     # `sampler` with batch_size=None: a whole list of indices goes to ImageSet at once, and comes back as a Batch.
     # A set that is in memory needs no workers: they would only copy it.
@@ -158,9 +176,15 @@ def eval_loader(
     cameras: dict[int, int] | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
     cache_gib: float = CACHE_GIB,
 ) -> DataLoader[Batch]:
-    """All samples once, in their order. `cameras`: the training set's `camera_labels`, where these are its cameras."""
+    """All samples once, in their order. `cameras`: the training set's `camera_labels`, where these are its cameras.
+
+    With `world` processes, the part of process `rank`: theirs in a row are all.
+    """
+    samples = samples[len(samples) * rank // world : len(samples) * (rank + 1) // world]
     images = ImageSet(samples, size, cameras=cameras, cache_gib=cache_gib).preload()
     return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)
 
@@ -179,11 +203,11 @@ def class_loaders(
     """Training batches, shuffled and `ENLARGED`, for random crops, and validation's centres at `size`, in their order.
 
     Both keep the shape of what they show. A set that does not fit into memory is read as it is needed, `workers` ahead.
-    Raises ValueError where the training set cannot fill a batch.
+    With `world` processes, each has its part of both. Raises ValueError where the training set cannot fill a batch.
     """
     larger = tuple(round(side * ENLARGED) for side in size)
     train = ImageSet(dataset.train, larger, centre=1.0, cache_gib=cache_gib)
-    val = ImageSet(dataset.val, size, centre=CENTRE, cache_gib=cache_gib)
+    val = ImageSet(dataset.val[rank::world], size, centre=CENTRE, cache_gib=cache_gib)
     shuffled = ShuffledSampler(len(train), batch, seed=seed, rank=rank, world=world)
     in_order = BatchSampler(SequentialSampler(val), batch, drop_last=False)
     return _loader(train.preload(), shuffled, workers), _loader(val.preload(), in_order, workers)

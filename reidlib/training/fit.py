@@ -1,12 +1,17 @@
 """Training a re-identification model: batches of people, judged by mAP on query and gallery."""
 
+from typing import Any
+
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from reidlib.data.datasets import ReIDDataset
 from reidlib.data.loaders import eval_loader, train_loader
-from reidlib.evaluation import evaluate_ranking, extract_features, ranking_inputs
+from reidlib.evaluation import Features, evaluate_ranking, extract_features, ranking_inputs
 from reidlib.runs import Run
 from reidlib.training.loop import History, OnEpoch, Setup, begin, train
+from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import Recipe
 
 _DEFAULT = Setup()
@@ -24,9 +29,17 @@ def fit(
     """Train `model` on `dataset` by `recipe` into the folder of `run`; the model ends with the best weights.
 
     Best is the highest mAP on the data set's own query and gallery. What it returns and raises: see `loop.train`, under
-    which it runs; ValueError also where the set cannot fill a batch.
+    which it runs; ValueError also where the set cannot fill a batch. With `setup.num_processes`, and where this is not
+    one of several processes already, they are started from the run's params.json, which must then say all of this.
     """
+    if setup.num_processes > 1 and place()[1] == 1:
+        with run.lock():
+            run.begin()
+        run_processes(run, setup.num_processes, on_epoch)
+        run.load_weights(model)
+        return run.metrics
     accelerator = begin(setup)
+    part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     loader = train_loader(
         dataset,
         model.input_size,
@@ -35,17 +48,22 @@ def fit(
         pk=recipe.pk,
         seed=recipe.seed,
         workers=setup.workers,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        **part,
     )
     splits = [
-        eval_loader(s, model.input_size, cameras=dataset.camera_labels, workers=setup.workers)
+        eval_loader(s, model.input_size, cameras=dataset.camera_labels, workers=setup.workers, **part)
         for s in (dataset.query, dataset.gallery)
     ]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         query, gallery = (extract_features(model, split, device=accelerator.device) for split in splits)
-        result = evaluate_ranking(*ranking_inputs(query, gallery), metric=recipe.metric)
+        group = dist.group.WORLD if part["world"] > 1 else None
+        if group:  # each process has its part of both: all need every query, and keep their part of the gallery
+            parts: list[Any] = [None] * part["world"]
+            dist.all_gather_object(parts, query)
+            query = Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("feats", "pids", "camids")))
+        inputs = ranking_inputs(query, gallery)
+        result = evaluate_ranking(*inputs, metric=recipe.metric, device=accelerator.device, group=group)
         return {name: share for name, share in result.to_dict().items() if not name.startswith("num_")}
 
     return train(
@@ -54,6 +72,7 @@ def fit(
         evaluate,
         run,
         recipe,
+        setup,
         accelerator=accelerator,
         score="mAP",
         stamp={"dataset": dataset.name, "data": dataset.fingerprint()},

@@ -1,0 +1,70 @@
+"""Train from a run's own parameters, in as many processes as torchrun, accelerate or Slurm start.
+
+    torchrun --nproc-per-node 2 -m reidlib.training runs/first/params.json
+    accelerate launch --num_processes 2 -m reidlib.training runs/first/params.json
+
+The file is that of a run (which is gone on with), or one of your own with the same entries and a name under "run".
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import reidlib
+from reidlib.runs import Run
+from reidlib.seeds import seeded
+from reidlib.training import Recipe, Setup, fit
+from reidlib.training.loop import History, batch_line
+from reidlib.training.processes import WATCHED, place
+
+
+def train_from(params: dict[str, Any], run: Run) -> History:
+    """What the train notebook trains with these parameters, as its params.json holds them."""
+    recipe, setup = Recipe.of(params), Setup.of(params)
+    rank, world = place()
+    size = tuple(params["input_size"]) if params.get("input_size") else None
+    data = reidlib.load_dataset(
+        params["dataset"], image_size=size or (256, 128), combineall=params.get("combineall", False),
+        tested_on=params.get("tested_on", ""),
+    )  # fmt: skip
+    with seeded(recipe.seed, "weights"):
+        model = reidlib.create_model(
+            params["model"], num_classes=data.num_classes, num_cameras=len(data.camera_labels), input_size=size
+        )
+    if rank == 0:
+        print(batch_line(recipe, setup, world), flush=True)
+    return fit(model, data, run, recipe, setup, on_epoch=lambda history: print(json.dumps(history[-1]), flush=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns 0 when all went well, 1 where training failed, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(prog="python -m reidlib.training", description=__doc__.split("\n")[0])
+    parser.add_argument("params", type=Path, help="params.json of a run, or one like it")
+    args = parser.parse_args(argv)
+    if WATCHED in os.environ:  # by a notebook: without it nobody would end this
+        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    try:
+        params = json.loads(args.params.read_text(encoding="utf-8"))
+        own = args.params.name == "params.json" and Path(args.params).resolve().parent
+        run = Run(own) if own and (own / "environment.json").is_file() else Run.create(params["run"], params)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {type(error).__name__}: {args.params}: {error}", file=sys.stderr)
+        return 2
+    try:
+        train_from(params, run)
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError | FloatingPointError):
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        os._exit(1)  # at once: other processes may be waiting in a message that this one will never answer
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
