@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy(
         "cam": ("feature_cam", "similarity_cam"),
         "tsne": ("tsne_map", "tsne_figure", "tsne_pictures"),
         "passport": ("picture_counts", "picture_sizes", "pair_sheet"),
+        "zoo": ("cost_accuracy",),
     },
 )
