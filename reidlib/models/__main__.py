@@ -32,7 +32,7 @@ def listing() -> None:
         spec, here = MODELS[name], exact(name)
         size = "x".join(map(str, spec.input_size))
         costs = f"{here.params / 1e6:.2f} M", f"{here.macs / 1e9:.2f} G"
-        print(row.format(name, spec.family, *costs, here.feature, size, ", ".join(weights(name)) or "-"))
+        print(row.format(name, spec.family, *costs, here.feature, size, ", ".join(trained_on(name)) or "-"))
 
 
 def card_text(card: Card) -> str:
@@ -42,6 +42,7 @@ def card_text(card: Card) -> str:
         f"  feature    {card.feature_dim} values",
         f"  cost       {card.cost.params / 1e6:.2f} M parameters, {card.cost.macs / 1e9:.2f} G multiply-adds an image",
         f"  CAM        read at {card.cam_layer}, {' x '.join(map(str, card.cam_map))}",
+        f"  recipe     {card.recipe}",
     ]
     if card.same_network:
         lines.append(f"  same as    {', '.join(card.same_network)}, in other weights")
@@ -56,18 +57,19 @@ def card_text(card: Card) -> str:
             if printed:
                 said = f"{printed} {unit} in {figure.table}"
                 lines.append(f"{said}: {f'here {here:.3f}; {why}' if why else 'as here'}")
-    for row in card.results:
-        if row.rank1 is None:
-            lines.append(f"weights for {row.trained_on} in {row.table}: {row.link}")
-            continue
+    for row in (row for row in card.results if row.rank1 is not None):
         notes = ", ".join(filter(None, ("all images" * row.combineall, row.protocol, row.loss)))
         path = f"{row.table}, {row.trained_on} to {row.tested_on}" + f" ({notes})" * bool(notes)
-        lines.append(f"{path}: rank-1 {row.rank1}, mAP {row.mAP}  {row.link}".rstrip())
+        lines.append(f"{path}: rank-1 {row.rank1}, mAP {row.mAP}")
     lines += [f"{table}: {note}" for table, note in dict.fromkeys((r.table, r.note) for r in card.results if r.note)]
+    for weights in card.weights:
+        lines.append(f"weights {weights.name}: {weights.row.link}")
+        if weights.by_hand:
+            lines.append(f"  asks for a person; looked for as {weights.file_name} in the weights folder")
     return "\n".join(lines)
 
 
-def weights(name: str) -> list[str]:
+def trained_on(name: str) -> list[str]:
     """The data sets that a link to trained weights was published for."""
     return list(dict.fromkeys(row.trained_on for row in published(name) if row.link))
 

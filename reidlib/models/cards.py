@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from reidlib.models import Complexity, complexity, create_model
 from reidlib.models.costs import CAMERAS, IDENTITIES, Figure, figures
 from reidlib.models.published import Published, published
-from reidlib.models.zoo import ALIASES, MODELS
+from reidlib.models.weights import Weights, published_weights
+from reidlib.models.zoo import MODELS
 
 
 class Part(NamedTuple):
@@ -34,6 +35,7 @@ class Card(NamedTuple):
     name: str
     family: str
     same_network: tuple[str, ...]  # the names that differ in weights only
+    recipe: str  # the training settings that it was published with
     input_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -44,11 +46,7 @@ class Card(NamedTuple):
     parts: tuple[Part, ...]
     figures: tuple[Figure, ...]
     results: tuple[Published, ...]
-
-    @property
-    def weights(self) -> tuple[Published, ...]:
-        """One row a published file, newest table first."""
-        return tuple({row.link: row for row in self.results if row.link}.values())[::-1]
+    weights: tuple[Weights, ...]  # newest table first
 
 
 def card(name: str) -> Card:
@@ -58,9 +56,10 @@ def card(name: str) -> Card:
     cam_name = next(key for key, module in model.named_modules() if module is model.cam_layer)
     shapes, cam_map = _shapes(model)
     return Card(
-        *(model.name, model.family, same_network(model.name), model.input_size, model.mean, model.std),
-        *(model.feature_dim, complexity(model), cam_name, cam_map, tuple(_parts(model.network, shapes))),
-        *(figures(model.name), published(model.name)),
+        *(model.name, model.family, same_network(model.name), MODELS[model.name].recipe),
+        *(model.input_size, model.mean, model.std, model.feature_dim, complexity(model)),
+        *(cam_name, cam_map, tuple(_parts(model.network, shapes))),
+        *(figures(model.name), published(model.name), tuple(published_weights(model.name).values())[::-1]),
     )
 
 
@@ -68,7 +67,7 @@ def same_network(name: str) -> tuple[str, ...]:
     """The other names whose declarations wire the same trunk and head, whatever the project and its weights."""
 
     def network(key: str) -> tuple[object, ...]:
-        spec = MODELS[ALIASES.get(key, key)]
+        spec = MODELS[key]
         return spec.wiring, spec.backbone, spec.head, spec.input_size
 
     return tuple(other for other in MODELS if other != name and network(other) == network(name))
