@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from reidlib.data.datasets import PUBLISHED
 from reidlib.data.samples import COMBINED
+from reidlib.evaluation import Features, evaluate_ranking, ranking_inputs
 from reidlib.models.published import Published, published
 
 TOLERANCE = 0.3  # points
@@ -21,41 +22,70 @@ class Parity(NamedTuple):
     tested_on: str
     rank1: float
     mAP: float
-    causes: tuple[str, ...]  # none at parity
+    causes: tuple[str, ...] = ()  # none at parity
+    counted: "Parity | None" = None  # the same features ranked and counted as the source did, where that differs
 
     @property
     def verdict(self) -> str:
         """ "parity"; else "above", "below" or, where Rank-1 and mAP disagree, "mixed"."""
-        if _close(self.rank1) and _close(self.mAP):
-            return "parity"
-        sides = {difference > 0 for difference in (self.rank1, self.mAP) if not _close(difference)}
-        return "mixed" if len(sides) > 1 else "above" if sides == {True} else "below"
+        far = {points > 0 for points in (self.rank1, self.mAP) if abs(points) > TOLERANCE}
+        return "parity" if not far else "mixed" if len(far) > 1 else "above" if far == {True} else "below"
+
+    def __str__(self) -> str:
+        said = f"{self.tested_on} beside {self.row.table}: {self.verdict}"
+        if self.verdict == "parity":
+            return said
+        said += f", perhaps because {', '.join(self.causes) or 'of something else: nothing known differs'}"
+        if self.counted is None:
+            return said
+        return f"{said}; ranked and counted as there: {self.counted.scores} ({self.counted.verdict})"
+
+    @property
+    def scores(self) -> str:
+        """Ours, in percent."""
+        return f"Rank-1 {self.row.rank1 + self.rank1:.1f}, mAP {self.row.mAP + self.mAP:.1f}"
 
 
-def compare(about: Mapping[str, Any], tested_on: str, result: Mapping[str, Any]) -> list[Parity]:
+def compare(
+    about: Mapping[str, Any],
+    tested_on: str,
+    result: Mapping[str, Any],
+    features: tuple[Features, Features] | None = None,
+) -> list[Parity]:
     """What was published for the model that `about` (a model.json) describes, beside its `result` on `tested_on`.
 
     `result` is an entry of result.json: shares in [0, 1], `metric`, `cameras` (whether the model was told them), the
     data's `version` and `images`, num_valid and num_query; where it was not counted in this workbook's way, also
     `flip`, `precision` and `means_over`. Published weights are compared with the rows that link to them, others with
-    all rows of their name; without a row the list is empty.
+    all rows of their name; without a row the list is empty. Short of parity, `features` of query and gallery are ranked
+    and counted again in the source's way, to show how much of the gap that is.
     """
     link = about.get("weights", {}).get("link")
     found = []
     for row in published(about["name"]):
         same = row.trained_on + COMBINED * row.combineall == about["trained_on"] and row.tested_on == tested_on
         if same and row.rank1 is not None and link in (None, "", row.link):
-            rank1, mean = (round(100 * result[key] - getattr(row, key), 6) for key in ("rank1", "mAP"))
-            parity = Parity(row, tested_on, rank1, mean, ())
+            parity = _measure(row, tested_on, result)
             if parity.verdict != "parity":
                 ours = {"flip": False, "precision": "float32", "means_over": "valid"} | {**about, **result}
-                parity = parity._replace(causes=tuple(filter(None, (cause(ours, parity) for cause in _CAUSES))))
+                causes = tuple(filter(None, (cause(ours, parity) for cause in _CAUSES)))
+                again = any(cause(ours, parity) for cause in _COUNTING) and features
+                parity = parity._replace(causes=causes, counted=_as_there(row, tested_on, again) if again else None)
             found.append(parity)
     return found
 
 
+def _measure(row: Published, tested_on: str, result: Mapping[str, Any]) -> Parity:
+    return Parity(row, tested_on, *(round(100 * result[key] - getattr(row, key), 6) for key in ("rank1", "mAP")))
+
+
+def _as_there(row: Published, tested_on: str, features: tuple[Features, Features]) -> Parity:
+    ranking = evaluate_ranking(*ranking_inputs(*features, precision=row.precision), metric=row.distance)
+    return _measure(row, tested_on, ranking.counted(row.means_over).to_dict())
+
+
 def table(parities: Sequence[Parity]) -> Any:
-    """A pandas table, one row each: what was published, how far we are from it, the verdict, and why perhaps."""
+    """A pandas table, one row each: what was published, how far we are from it, and the verdict."""
     import pandas as pd
 
     rows = [
@@ -67,18 +97,13 @@ def table(parities: Sequence[Parity]) -> Any:
             "Rank-1 here": f"{p.row.rank1 + p.rank1:.1f} ({p.rank1:+.1f})",
             "mAP here": f"{p.row.mAP + p.mAP:.1f} ({p.mAP:+.1f})",
             "verdict": p.verdict,
-            "why perhaps": "; ".join(p.causes) or ("" if p.verdict == "parity" else "nothing known differs"),
         }
         for p in parities
     ]
     return pd.DataFrame(rows).set_index("tested on")
 
 
-def _close(points: float) -> bool:
-    return abs(points) <= TOLERANCE
-
-
-# The causes: what is known of our side and of a row, to a half sentence, empty where it does not apply.
+# The causes: what is known of our side and of a row, to a sentence of its own, empty where it does not apply.
 
 
 def _version(ours: Mapping[str, Any], parity: Parity) -> str:
@@ -109,8 +134,8 @@ def _flip(ours: Mapping[str, Any], parity: Parity) -> str:
 
 
 def _distance(ours: Mapping[str, Any], parity: Parity) -> str:
-    here, there = ours["metric"], parity.row.distance
-    return f"ranked by {here} distance here, {there} there" if here != there else ""
+    here, there = ours.get("metric", ""), parity.row.distance
+    return f"ranked by {here} distance here, {there} there" if here and here != there else ""
 
 
 def _cameras(ours: Mapping[str, Any], parity: Parity) -> str:
@@ -125,7 +150,8 @@ def _precision(ours: Mapping[str, Any], parity: Parity) -> str:
 
 
 def _means(ours: Mapping[str, Any], parity: Parity) -> str:
-    here, there, valid, every = ours["means_over"], parity.row.means_over, ours["num_valid"], ours["num_query"]
+    here, there = ours["means_over"], parity.row.means_over
+    valid, every = ours.get("num_valid"), ours.get("num_query")
     if here == there or valid == every:
         return ""
     mean = 100 * ours["mAP"] * (valid / every if there == "all" else every / valid)
@@ -150,3 +176,4 @@ _CAUSES: tuple[Callable[[Mapping[str, Any], Parity], str], ...] = (
     _means,
     _training,
 )
+_COUNTING = (_distance, _precision, _means)  # what ranking the same features again can undo

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from eval_cases import CASES, arrays, drawn, naive
 
 from reidlib import evaluate_ranking, parity
+from reidlib.evaluation import Features, ranking_inputs
 from reidlib.models.published import distance, published
 
 AGW = "https://github.com/HWliiu/pytorch-reid-models/releases/download/v0.1-weights/msmt17-resnet50_agw-0.55-b02gh6.pth"
@@ -115,6 +117,11 @@ def test_training_here_is_compared_with_every_row_and_says_so():
     assert [p.row.table for p in rows] == ["torchreid-2019-05", "torchreid-2020-03"]
 
 
+def test_what_nobody_noted_is_no_cause():
+    found = only(about(), "msmt17", {"rank1": 0.6, "mAP": 0.5})
+    assert found.causes == (HALF,)
+
+
 def test_other_data_has_no_row():
     assert parity.compare(about(trained_on="msmt17"), "market1501", result()) == []
     assert parity.compare(about(trained_on="synthetic-small", link=""), "synthetic-small", result()) == []
@@ -123,17 +130,55 @@ def test_other_data_has_no_row():
     assert (across.verdict, across.row.combineall) == ("parity", True)
 
 
-def test_the_table_shows_both_sides():
-    table = parity.table([only(about(), "msmt17", result(78.4, 55.5)), only(about(), "msmt17", result())])
+def test_table_and_sentence_show_both_sides():
+    below, reached = only(about(), "msmt17", result(78.4, 55.5)), only(about(), "msmt17", result())
+    table = parity.table([below, reached])
     assert table.index.tolist() == ["msmt17", "msmt17"]
-    row = table.iloc[0].to_dict()
-    assert row == {
+    assert table.iloc[0].to_dict() == {
         "source": "pytorch-reid-models", "published Rank-1": "78.9", "published mAP": "55.4",
-        "Rank-1 here": "78.4 (-0.5)", "mAP here": "55.5 (+0.1)", "verdict": "below", "why perhaps": HALF,
+        "Rank-1 here": "78.4 (-0.5)", "mAP here": "55.5 (+0.1)", "verdict": "below",
     }  # fmt: skip
-    assert table.iloc[1]["why perhaps"] == ""
+    assert str(reached) == "msmt17 beside pytorch-reid-models: parity"
+    assert str(below) == f"msmt17 beside pytorch-reid-models: below, perhaps because {HALF}"
     unknown = only(about(), "msmt17", result(60, 50, precision="float16"))
-    assert parity.table([unknown]).iloc[0]["why perhaps"] == "nothing known differs"
+    assert str(unknown).endswith("below, perhaps because of something else: nothing known differs")
+
+
+def test_a_gap_is_counted_again_as_the_source_did():
+    inputs = [torch.from_numpy(a) for a in drawn(seed=5, num_query=30, people=40)]
+    query, gallery = (Features(*(inputs[i] for i in ids)) for ids in ((0, 2, 4), (1, 3, 5)))
+    ours = evaluate_ranking(*ranking_inputs(query, gallery), metric="euclidean").to_dict()
+    scores = ours | {"metric": "euclidean", "cameras": True, "version": "V1", "images": {}}
+    found = only(about(), "msmt17", scores)
+    assert found.counted is None
+    found = parity.compare(about(), "msmt17", scores, (query, gallery))[0].counted
+    rows = naive(*(t.numpy() for t in ranking_inputs(query, gallery, precision="float16")))
+    firsts, aps = [first == 1 for _, _, first, _ in rows if first > 0], [ap for ap, *_ in rows]
+    assert 78.9 + found.rank1 == pytest.approx(100 * np.mean(firsts), abs=1e-5)
+    assert 55.4 + found.mAP == pytest.approx(100 * np.nansum(aps) / len(aps), abs=1e-5)
+    assert found.causes == ()
+    told = str(parity.compare(about(), "msmt17", scores, (query, gallery))[0])
+    assert f"; ranked and counted as there: Rank-1 {100 * np.mean(firsts):.1f}, mAP " in told
+    # Nothing to count again: the source's way was ours, or the result is at parity.
+    link = next(r.link for r in published("osnet_x1_0") if r.trained_on == r.tested_on == "msmt17")
+    same = about("osnet_x1_0", "msmt17", link)
+    assert (
+        parity.compare(same, "msmt17", scores | {"num_valid": 9, "num_query": 9}, (query, gallery))[0].counted is None
+    )
+    assert parity.compare(same, "msmt17", result(75.1, 43.6), (query, gallery))[0].counted is None
+
+
+def test_half_precision_is_asked_for_by_name():
+    feats = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    features = Features(feats, torch.arange(4), torch.arange(4))
+    half = ranking_inputs(features, features, precision="float16")
+    assert half[0].dtype == half[1].dtype == torch.float16
+    unit = torch.nn.functional.normalize(feats)
+    assert (half[0].float() - unit).abs().max() < 2e-3
+    assert not torch.equal(half[0].float(), unit)
+    assert ranking_inputs(features, features)[0] is feats
+    with pytest.raises(ValueError, match="unknown precision 'float8': did you mean"):
+        ranking_inputs(features, features, precision="float8")
 
 
 # How the sources counted

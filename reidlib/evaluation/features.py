@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from reidlib.errors import unknown_name
 from reidlib.files import whole_file
 
 
@@ -68,9 +70,18 @@ def extract_features(
     return Features(torch.cat(feats).cpu(), torch.cat(pids), torch.cat(camids))
 
 
-def ranking_inputs(query: Features, gallery: Features) -> tuple[Tensor, ...]:
-    """The six tensors that `evaluate_ranking` and `rank_gallery` begin with."""
-    return query.feats, gallery.feats, query.pids, gallery.pids, query.camids, gallery.camids
+def ranking_inputs(query: Features, gallery: Features, *, precision: str = "float32") -> tuple[Tensor, ...]:
+    """The six tensors that `evaluate_ranking` and `rank_gallery` begin with.
+
+    `precision="float16"`: features normalised and rounded in half precision, as some evaluators compare them; it is
+    for explaining their figures. ValueError for another.
+    """
+    if precision not in ("float32", "float16"):
+        raise unknown_name("precision", precision, ("float32", "float16"))
+    feats = query.feats, gallery.feats
+    if precision == "float16":
+        feats = tuple(normalize(f.half()) for f in feats)
+    return *feats, query.pids, gallery.pids, query.camids, gallery.camids
 
 
 def save_features(path: str | Path, splits: dict[str, Features], stamp: dict[str, str]) -> None:
