@@ -1,0 +1,284 @@
+"""The zoo as its notebook shows it: one table to search, filter and sort, the card of a model, and its speed here."""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reidlib.errors import unknown_name
+from reidlib.models import create_model, list_models
+from reidlib.models.cards import Card, card
+from reidlib.models.costs import exact, figures, pareto_front
+from reidlib.models.published import published, results
+from reidlib.models.zoo import MODELS
+from reidlib.models.zoo_page import CROSSINGS, DATASETS
+from reidlib.notebook import watched
+from reidlib.training.recipes import RECIPES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
+FILTERS = ("trained on", "tested on", "source", "family")
+WHY = {"params printed": "params differ", "mult-adds printed": "mult-adds differ"}  # a figure, and its reason
+HIDDEN = (*WHY.values(), "feature", "Rank-5", "Rank-10", "loss", "transforms", "distance", "protocol", "note", "link")
+
+
+def zoo_table() -> "pd.DataFrame":
+    """Every published result as printed, newest source first, beside the parameters (millions) and multiply-adds
+    (billions) counted here; where a printed one differs, `params differ` and `mult-adds differ` say why.
+    """
+    import pandas as pd
+
+    why = {(f.model, f.table, data): (f.params_why, f.macs_why) for f in figures() for data in f.trained_on}
+    rows = []
+    for row in (row for row in reversed(published()) if row.rank1 is not None):
+        here, spec = exact(row.model), MODELS[row.model]
+        params_why, macs_why = why.get((row.model, row.table, row.trained_on), ("", ""))
+        rows.append(
+            {
+                "model": row.model,
+                "trained on": row.trained_on + " (all images)" * row.combineall,
+                "tested on": row.tested_on,
+                **dict(zip(SCORES, (row.rank1, row.rank5, row.rank10, row.mAP, row.mINP), strict=True)),
+                "params": round(here.params / 1e6, 3),
+                "params printed": row.params,
+                "params differ": params_why,
+                "mult-adds": round(here.macs / 1e9, 3),
+                "mult-adds printed": row.macs,
+                "mult-adds differ": macs_why,
+                "source": row.table,
+                "family": spec.family,
+                "feature": here.feature,
+                "input": "{} × {}".format(*spec.input_size),
+                **{key: getattr(row, key) for key in ("loss", "transforms", "distance", "protocol", "note", "link")},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def select(
+    table: "pd.DataFrame", search: str = "", *, sort: str = "mAP", descending: bool = True, **filters: str
+) -> "pd.DataFrame":
+    """The rows in which every word of `search` stands (in any case), sorted by the column `sort`.
+
+    `filters`: trained_on, tested_on, source, family, each one value or "" for any. Rows without a value to sort by come
+    last; equals stay in their order. ValueError for an unknown column or value, with the nearest ones.
+    """
+    if sort not in table.columns:
+        raise unknown_name("column", sort, table.columns)
+    keep = table.index >= 0
+    for key, value in filters.items():
+        column = key.replace("_", " ")
+        if column not in FILTERS:
+            raise unknown_name("filter", key, [name.replace(" ", "_") for name in FILTERS])
+        if value and value not in set(table[column]):
+            raise unknown_name(f"value of {key}", value, sorted(set(table[column])))
+        keep &= (table[column] == value) | (not value)
+    text = table.apply(lambda row: " ".join(map(str, row)).lower(), axis=1)
+    for word in search.lower().split():
+        keep &= text.str.contains(word, regex=False)
+    return table[keep].sort_values(sort, ascending=not descending, kind="stable", na_position="last")
+
+
+def show(table: "pd.DataFrame", rows: int = 0, *, sort: str = "") -> Any:
+    """The first `rows` (0: all) as HTML: each mAP is a link to its weights; figures that are printed otherwise than
+    counted here carry a number, and the reasons stand below. `sort` is shown where it is a column that is not.
+    """
+    from IPython.display import HTML
+
+    columns = [column for column in table.columns if column not in HIDDEN or column == sort]
+    reasons: dict[str, int] = {}
+    cells = []
+    for row in (table.head(rows) if rows else table).to_dict("records"):
+        line = {column: "" if row[column] != row[column] else escape(str(row[column])) for column in columns}
+        if row["link"]:
+            line["mAP"] = f'<a href="{escape(row["link"])}" target="_blank" rel="noopener">{line["mAP"]}</a>'
+        for printed, why in WHY.items():
+            if row[why]:
+                line[printed] += f"<sup>{reasons.setdefault(row[why], len(reasons) + 1)}</sup>"
+        cells.append(line.values())
+    notes = "".join(f"<br><sup>{number}</sup> {escape(why)}" for why, number in reasons.items())
+    said = f"{len(table)} published results" + f", the first {len(cells)} shown" * (len(cells) < len(table))
+    units = "parameters in millions, multiply-adds in billions, counted here and as printed; a mAP leads to its weights"
+    box = f'<div style="max-height: 32em; overflow: auto">{_html(columns, cells)}</div>'
+    return HTML(f"<p>{said}; {units}.</p>{box}<p><small>{notes.removeprefix('<br>')}</small></p>")
+
+
+def browse_table(table: "pd.DataFrame", *, rows: int = 0, **chosen: Any) -> Any:
+    """`show(select(table, **chosen), rows)`; where somebody watches, all rows, with fields to choose them by."""
+    if not watched():
+        return show(select(table, **chosen), rows, sort=chosen.get("sort", ""))
+    from IPython.display import display
+    from ipywidgets import Checkbox, Dropdown, HBox, Text, VBox, interactive_output
+
+    fields: dict[str, Any] = {"search": Text(chosen.get("search", ""), placeholder="any words", description="search")}
+    for column in FILTERS:
+        key, values = column.replace(" ", "_"), sorted(set(table[column]))
+        options = [("any", ""), *((value, value) for value in values)]
+        fields[key] = Dropdown(options=options, value=chosen.get(key, ""), description=column)
+    fields["sort"] = Dropdown(options=list(table.columns), value=chosen.get("sort", "mAP"), description="sort by")
+    fields["descending"] = Checkbox(chosen.get("descending", True), description="largest first")
+
+    def draw(**values: Any) -> None:
+        display(show(select(table, **values), sort=values["sort"]))
+
+    parts = list(fields.values())
+    return VBox([HBox(parts[:3]), HBox(parts[3:5]), HBox(parts[5:]), interactive_output(draw, fields)])
+
+
+def differences() -> "pd.DataFrame":
+    """How many printed figures are those counted here, and for each reason how many are not, by how much at most."""
+    import pandas as pd
+
+    reasons: dict[tuple[str, str], list[float]] = {}
+    for figure in figures():
+        for what, why, printed, here in (
+            ("parameters", figure.params_why, figure.printed_params, figure.params / 1e6),
+            ("multiply-adds", figure.macs_why, figure.printed_macs, figure.macs / 1e9),
+        ):
+            if printed:
+                reasons.setdefault((what, why), []).append(100 * (float(printed) / here - 1) if why else 0)
+    rows = [(what, why or "as here", len(off), round(max(off, key=abs), 1)) for (what, why), off in reasons.items()]
+    table = pd.DataFrame(rows, columns=["what", "why it is printed otherwise", "figures", "off by at most (%)"])
+    return table.sort_values(["what", "figures"], ascending=False, kind="stable").set_index("what")
+
+
+def cost_figure(dataset: str, score: str = "mAP") -> Any:
+    """The newest results of all models on a data set, `score` (mAP, rank1, rank5 or mINP) over what they cost here."""
+    from reidlib.plots import cost_accuracy
+
+    rows = [row for row in results(dataset) if getattr(row, score) is not None]
+    scores = [getattr(row, score) for row in rows]
+    costs = {
+        "multiply-adds (G)": [exact(row.model).macs / 1e9 for row in rows],
+        "parameters (M)": [exact(row.model).params / 1e6 for row in rows],
+    }
+    fronts = {key: pareto_front(cost, scores) for key, cost in costs.items()}
+    names, families = [row.model for row in rows], [MODELS[row.model].family for row in rows]
+    title = f"{DATASETS[dataset]}: {score} of {len(rows)} published results over cost"
+    return cost_accuracy(costs, fronts, scores, names, families, title, f"{score} (%)")
+
+
+def crossing_matrix(score: str = "mAP") -> tuple[list[list[float]], list[str], list[str]]:
+    """Published `score` as fractions from one data set to another, NaN where there is none; models, and the columns."""
+    rows = {pair: {row.model: getattr(row, score) for row in results(*pair)} for pair in CROSSINGS}
+    last = rows[CROSSINGS[-1]]
+    models = sorted(last, key=lambda model: -last[model])
+    short = {"market1501": "Market", "dukemtmcreid": "Duke", "msmt17": "MSMT17 (all)"}
+    matrix = [[(rows[pair].get(model) or math.nan) / 100 for pair in CROSSINGS] for model in models]
+    return matrix, models, [f"{short[a]} → {short[b]}" for a, b in CROSSINGS]
+
+
+def card_page(shown: Card) -> Any:
+    """A card as HTML: facts, parts, every printed figure beside what is counted here, results, weights, recipe."""
+    from IPython.display import HTML
+
+    height, width = shown.input_size
+    settings = RECIPES[shown.recipe]
+    facts = {
+        "loads the files of": shown.family,
+        "same network as": ", ".join(shown.same_network) or "no other",
+        "input": f"RGB {height} × {width}, mean {shown.mean}, std {shown.std}",
+        "feature": f"{shown.feature_dim} values",
+        "cost": f"{shown.cost.params / 1e6:.3f} M parameters, {shown.cost.macs / 1e9:.3f} G multiply-adds an image",
+        "CAM": f"read at {shown.cam_layer}: {_shape(shown.cam_map)}",
+        "recipe": f"{shown.recipe}: " + ", ".join(f"{key} {getattr(settings, key)}" for key in settings.changed()),
+    }
+    parts = [(p.name, p.kind, _shape(p.output), f"{p.params:,}".replace(",", " ")) for p in shown.parts]
+    sizes = []
+    for figure in shown.figures:
+        for unit, printed, here, why in (
+            ("M parameters", figure.printed_params, figure.params / 1e6, figure.params_why),
+            ("G multiply-adds", figure.printed_macs, figure.macs / 1e9, figure.macs_why),
+        ):
+            if printed:
+                sizes.append((figure.table, printed, f"{here:.3f}", unit, why or "as here"))
+    results = [
+        (r.table, r.trained_on + " (all images)" * r.combineall, r.tested_on, r.loss, r.rank1, r.mAP, r.note)
+        for r in shown.results
+        if r.rank1 is not None
+    ]
+    weights = [
+        (
+            f"<code>reidlib.create_model({shown.name!r}, weights={w.name!r})</code>",
+            f'<a href="{escape(w.row.link)}" target="_blank" rel="noopener">'
+            + (f"open it and keep it as {w.file_name}" if w.by_hand else "is fetched")
+            + "</a>",
+        )
+        for w in shown.weights
+    ]
+    sections = {
+        "": _html(("", ""), [(f"<b>{key}</b>", escape(value)) for key, value in facts.items()]),
+        "parts": _html(("part", "kind", "output", "parameters at 751 identities"), parts),
+        "printed and counted": _html(("source", "printed", "here", "", ""), sizes),
+        "results": _html(("source", "trained on", "tested on", "loss", "Rank-1", "mAP", ""), results),
+        "weights": _html(("how", "where"), weights),
+    }
+    none = "<p>None was published.</p>"
+    pages = (f"<h4>{title}</h4>{none if '<td' not in html else html}" for title, html in sections.items())
+    return HTML(f"<h3>{shown.name}</h3>" + "".join(pages))
+
+
+def browse_cards(names: Sequence[str], **how: Any) -> Any:
+    """The cards of `names`, each with its speed here (`how`: what `speed_line` takes); where somebody watches, one of
+    them, and a field to choose any other model by.
+    """
+    from IPython.display import display
+
+    def draw(name: str) -> None:
+        display(card_page(card(name)))
+        print(speed_line(name, **how))
+
+    if not watched():
+        for name in names:
+            draw(name)
+        return None
+    from ipywidgets import Dropdown, interactive
+
+    return interactive(draw, name=Dropdown(options=list_models(), value=names[0], description="model"))
+
+
+def speed_line(name: str, *, batch: int = 8, seconds: float = 1.0, device: str | torch.device = "cpu") -> str:
+    """What `speed` measures, in words; empty where it has no `seconds` for it."""
+    if not seconds:
+        return ""
+    latency, rate = speed(name, batch=batch, seconds=seconds, device=device)
+    threads = f", {torch.get_num_threads()} thread(s)" * (str(device) == "cpu")
+    return f"{name} here, on {device}{threads}: {latency:.1f} ms an image, {rate:.1f} images/s in batches of {batch}"
+
+
+def speed(
+    name: str, *, batch: int = 8, seconds: float = 1.0, device: str | torch.device = "cpu"
+) -> tuple[float, float]:
+    """Milliseconds for one image, and images a second in batches of `batch`, on this computer.
+
+    Fresh weights in eval mode, float32, black images; each the median of the runs that fit into `seconds`.
+    """
+    model = create_model(name, num_classes=1, num_cameras=1).eval().to(device)
+    medians = []
+    with torch.inference_mode():
+        for count in (1, batch):
+            images = torch.zeros(count, 3, *model.input_size, device=device)
+            camids = torch.zeros(count, dtype=torch.int64, device=device)
+            times: list[float] = []
+            end = time.perf_counter() + seconds
+            while len(times) < 3 or time.perf_counter() < end:
+                start = time.perf_counter()
+                model(images, camids).sum().item()  # waits for a GPU
+                times.append(time.perf_counter() - start)
+            medians.append(sorted(times[1:])[len(times) // 2 - 1])  # the first warms up
+    return 1e3 * medians[0], batch / medians[1]
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " × ".join(map(str, sizes))
+
+
+def _html(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    titles = "".join(f'<th style="text-align: left; position: sticky; top: 0">{title}</th>' for title in head)
+    lines = ("<tr>" + "".join(f'<td style="text-align: left">{cell}</td>' for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
