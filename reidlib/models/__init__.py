@@ -13,7 +13,8 @@ from reidlib.models.architectures import ReIDModel, Sizes
 from reidlib.models.checkpoints import CheckpointError, Layout, Report
 from reidlib.models.complexity import Complexity, complexity
 from reidlib.models.heads import Outputs
-from reidlib.models.weights import find_weights
+from reidlib.models.imagenet import with_imagenet
+from reidlib.models.weights import find_weights, published_weights
 from reidlib.models.zoo import MODELS, Model, known
 
 __all__ = [
@@ -45,11 +46,12 @@ def create_model(
     """Build a model with fresh weights, as its paper initialises them, or with `weights`.
 
     `name`: one of `list_models()`, or an older spelling of it (`zoo.ALIASES`). `weights`: a data set that some were
-    published for ("market1501", "torchreid-2019-03:msmt17-combineall": see `weights.py`), "imagenet", a file, or a
-    run; published ones are downloaded where they are not here yet, nothing is otherwise. `num_classes`: identities in
-    training; 0 for a model that only gives features. `num_cameras`: for the models that embed the camera. Both are
-    those of the weights where None is given, else none. `input_size`: (height, width) other than the published one (or
-    the run's), 32 pixels or more each (75 for the Inception networks).
+    published for ("market1501", "torchreid-2019-03:msmt17-combineall": see `weights.py`), "imagenet" (torchvision's
+    and timm's for the trunk, where no others were published), a file, or a run; they are downloaded where they are not
+    here yet, nothing is otherwise. `num_classes`: identities in training; 0 for a model that only gives features.
+    `num_cameras`: for the models that embed the camera. Both are those of the weights where None is given, else none.
+    `input_size`: (height, width) other than the published one (or the run's), 32 pixels or more each (75 for the
+    Inception networks). `model.init` says what it began with, `model.report` what was loaded and dropped.
 
     ValueError for an unknown name (with the nearest ones) or impossible sizes, FileNotFoundError for weights that are
     not there or ask for a person, DownloadError, or CheckpointError where they do not fit.
@@ -58,8 +60,10 @@ def create_model(
     for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
-    spec, state = MODELS[name], None
-    if weights:
+    spec, state, reports = MODELS[name], None, []
+    if str(weights) == "imagenet" and not any(key.endswith(":imagenet") for key in published_weights(name)):
+        spec = replace(spec, backbone=with_imagenet(spec.backbone, name, reports))
+    elif weights:
         found = find_weights(name, weights)
         file, _ = found.fetch()
         state = checkpoints.read_state_dict(file)
@@ -77,7 +81,8 @@ def create_model(
             if state is not None:
                 model.report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
                 found.accept(file)
-                model.init = str(weights)
+            model.report = reports[0] if reports else model.report
+            model.init = str(weights) or model.init
             return model
     raise ValueError(f"input_size is (height, width), {least} or more, such as {spec.input_size}; got {input_size!r}")
 

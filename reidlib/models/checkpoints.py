@@ -157,6 +157,14 @@ RENAMES: dict[str, Rules] = {
         (r"^base\.(?:blocks\.11|norm)\.", Drop("upstream runs its copies b1 and b2 instead")),
         *_TRANSREID,
     ),
+    # A trunk of torchvision's or timm's, as trained on ImageNet; keys that the trunk has stay as they are.
+    "imagenet": (
+        (r"^(?:fc|classif(?:ier)?|last_linear|head(?:_dist)?|AuxLogits)\.", Drop("the library's ImageNet classifier")),
+        (r"^dist_token$", Drop("DeiT's second token")),
+        (r"^patch_embed\.proj\.", "patch."),
+        (r"^blocks\.11\.", "last.0."),
+        (r"^norm\.", "last.1."),
+    ),
     "fast-reid": (
         (r"^backbone\.NL_(\d)\.(\d)\.", r"backbone.layer\1.non_local\2."),
         (r"\.se\.fc\.0\.", ".se.fc1."),

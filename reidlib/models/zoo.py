@@ -201,10 +201,13 @@ _transreid = partial(
     std=(0.5, 0.5, 0.5),
 )
 MODELS["vit_base_transreid"] = _transreid(ViT, wiring=TransReID)
-# DeiT's differs in the weights that training starts from only.
-MODELS["vit_transreid"] = MODELS["deit_transreid"] = _transreid(
-    partial(ViT, stride=12, camera_weight=3.0), wiring=partial(TransReID, parts=4)
-)
+_overlapping = partial(ViT, stride=12, camera_weight=3.0)
+MODELS |= {
+    "vit_transreid": _transreid(_overlapping, wiring=partial(TransReID, parts=4)),
+    "deit_transreid": _transreid(
+        partial(_overlapping, imagenet="timm/deit_base_distilled_patch16_224"), wiring=partial(TransReID, parts=4)
+    ),
+}
 
 # Older and other spellings; `create_model` takes them, `list_models` leaves them out.
 ALIASES = {

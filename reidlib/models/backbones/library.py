@@ -15,9 +15,11 @@ timm is imported where it is used: it takes seconds.
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import densenet as torchvision_densenet
+from torchvision.models import get_model as torchvision_model
 from torchvision.models import mobilenet_v3_large
 from torchvision.models import squeezenet as torchvision_squeezenet
 
@@ -35,7 +37,7 @@ class DenseNet(torchvision_densenet.DenseNet):
         del self.classifier
         if last_stride == 1:
             self.features.transition3.pool = nn.Identity()
-        self.last_relu = last_relu
+        self.last_relu, self.imagenet = last_relu, "torchvision/densenet121"
         self.channels = self.features.norm5.num_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class SqueezeNet(torchvision_squeezenet.SqueezeNet):
     def __init__(self, version: str) -> None:
         super().__init__(version, num_classes=1)
         del self.classifier
-        self.channels = 512
+        self.channels, self.imagenet = 512, f"torchvision/squeezenet{version}"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
@@ -77,7 +79,7 @@ class SENet(nn.Sequential):
             conv.stride = tuple(min(side, last_stride) for side in conv.stride)
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
             block.se_module = SE(block.conv3.out_channels, block.se_module.fc1.out_channels)
-        self.channels = net.num_features
+        self.channels, self.imagenet = net.num_features, f"timm/{variant}"
 
 
 class ResNeSt(nn.Sequential):
@@ -96,7 +98,7 @@ class ResNeSt(nn.Sequential):
         first.downsample[0] = nn.Identity()
         parts = ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
         super().__init__(OrderedDict((part, getattr(net, part)) for part in parts))
-        self.channels = net.num_features
+        self.channels, self.imagenet = net.num_features, "timm/resnest50d"
 
 
 class MobileNetV3(nn.Sequential):
@@ -110,7 +112,7 @@ class MobileNetV3(nn.Sequential):
         cin, channels = features[-1].out_channels, 1280
         conv = nn.Sequential(nn.Conv2d(cin, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6())
         super().__init__(OrderedDict(features=features, conv=conv))
-        self.channels = channels
+        self.channels, self.imagenet, self.added = channels, "torchvision/mobilenet_v3_large", r"^conv\."
 
 
 def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Module:
@@ -118,8 +120,23 @@ def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Modu
     from timm import create_model
 
     net = create_model(variant, num_classes=0, global_pool="", **kwargs)
-    net.channels, net.min_size = net.num_features, min_size
+    net.channels, net.min_size, net.imagenet = net.num_features, min_size, f"timm/{variant}"
     return net
+
+
+def imagenet_state(source: str) -> dict[str, Tensor]:
+    """ImageNet's weights as torchvision or timm has them: "torchvision/resnet50". OSError and more, without network."""
+    library, _, name = source.partition("/")
+    with torch.random.fork_rng(devices=()):
+        if library == "torchvision":
+            net = torchvision_model(
+                name, weights="IMAGENET1K_V1"
+            )  # the first ones, which all published work began with
+        else:
+            from timm import create_model
+
+            net = create_model(name, pretrained=True)
+    return net.state_dict()
 
 
 class NASNetMobile(nn.Module):

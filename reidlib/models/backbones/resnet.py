@@ -63,6 +63,8 @@ class ResNet(nn.Sequential):
             if pyramid:
                 parts[f"attention{number}"] = PyramidLevel(width)
         super().__init__(parts)
+        self.imagenet = "" if ibn or se else f"torchvision/resnet{depth}"
+        self.added = r"\bnon_local\d|^attention\d"
         self.mid = mid
         self.channels = (widths[-1],) * len(self.layer4) if mid else widths[-1]
 

@@ -5,7 +5,9 @@ He, Luo, Wang, Wang, Li, Jiang: "TransReID: Transformer-based Object Re-Identifi
 The blocks are timm's, which is imported where it is used: it takes seconds.
 """
 
+import math
 import warnings
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -21,7 +23,7 @@ class ViT(nn.Module):
     `camera_weight`: times what the learned embedding of the camera is added to every token (SIE); None for no
     embedding. What is added for a camera that is not among `num_cameras`, or without camids, is said by
     `unseen_camera`: "mean", the mean of the known ones, with one warning; "error", nothing, as it is a ValueError.
-    `cam_layer` gives the patches' tokens as a map (B, 768, h, w).
+    `cam_layer` gives the patches' tokens as a map (B, 768, h, w). `imagenet`: see `load_imagenet`.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class ViT(nn.Module):
         stride: int = 16,
         camera_weight: float | None = None,
         unseen_camera: str = "mean",
+        imagenet: str = "timm/vit_base_patch16_224.orig_in21k_ft_in1k",
         drop_path: float = 0.1,
         depth: int = 12,
     ) -> None:
         from timm.models.vision_transformer import Block
 
         super().__init__()
+        self.imagenet, self.added = imagenet, "^sie_embed$"
         self.channels = 768
         self.patch = nn.Conv2d(3, self.channels, 16, stride)
         self.grid = tuple((side - 16) // stride + 1 for side in input_size)
@@ -70,11 +74,14 @@ class ViT(nn.Module):
         return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
     def _positions(self, size: torch.Size) -> Tensor:
-        if tuple(size) == self.grid:
-            return self.pos_embed
-        grid = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, self.grid)
-        grid = F.interpolate(grid, size, mode="bilinear", align_corners=False)
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return self.pos_embed if tuple(size) == self.grid else _resized(self.pos_embed, self.grid, size)
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """ImageNet's weights with position embeddings of this grid, without that of DeiT's second token."""
+        embedding = state["pos_embed"]
+        side = math.isqrt(embedding.shape[1] - 1)  # a square of patches, and one token or two
+        embedding = torch.cat([embedding[:, :1], embedding[:, -side * side :]], dim=1)
+        return state | {"pos_embed": _resized(embedding, (side, side), self.grid)}
 
     def _cameras(self, camids: Tensor | None) -> Tensor:
         """The embedding of each camera, (B, 1, 768), or one for all, (1, 1, 768)."""
@@ -96,3 +103,10 @@ class ViT(nn.Module):
         if not self.warned and not torch.compiler.is_compiling():
             self.warned = True
             warnings.warn(f"{reason}: their features take the mean camera embedding", stacklevel=2)
+
+
+def _resized(embedding: Tensor, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """Position embeddings (1, 1 + h * w, C), class token first, of another grid."""
+    patches = embedding[:, 1:].transpose(1, 2).unflatten(2, grid)
+    patches = F.interpolate(patches, tuple(size), mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)

@@ -1,0 +1,321 @@
+"""Recipes: they say what was published, refuse what contradicts itself, and each trains its model."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import nn
+
+import reidlib
+from reidlib.models.zoo import MODELS
+from reidlib.runs import Run
+from reidlib.seeds import seeded
+from reidlib.training import RECIPES, Recipe
+from reidlib.training.losses import Criterion
+from reidlib.training.optim import begin_epoch, build_optimizer, set_rate
+
+# What was published: where, and what stands there. FastReID's iterations at 202 an epoch (12936 pictures in 64s).
+_BOT = "michuanhaohao/reid-strong-baseline configs/softmax_triplet_with_center.yml, config/defaults.py"
+_AGW = "mangye16/ReID-Survey configs/AGW_baseline.yml, modeling/layer/triplet_loss.py"
+_ABD = "VITA-Group/ABD-Net README_Training_and_Testing_Guides.md, args.py, train.py"
+_AP = "CHENGY12/APNet configs/default.yml, config/defaults.py"
+_FAST = "JDAI-CV/fast-reid configs/Base-bagtricks.yml"
+_SBS = "JDAI-CV/fast-reid configs/Base-SBS.yml"
+_MGN = "HWliiu/pytorch-reid-models FastReID/configs/Base-MGN.yml, Base-MGN-AGW.yml, Base-MGN-SBS.yml"
+_VIT = "damo-cv/TransReID configs/Market/vit_transreid_stride.yml, config/defaults.py, solver/scheduler_factory.py"
+_T2018 = "KaiyangZhou/deep-person-reid of 2018-08 args.py"
+_ERASED = ("random_flip", "pad_crop", "random_erasing=0.5")
+PUBLISHED = {
+    "torchreid_softmax": (
+        "KaiyangZhou/deep-person-reid configs/im_r50_softmax_256x128_amsgrad.yaml, docs/MODEL_ZOO.md (transforms)",
+        {"optimizer": "amsgrad", "lr": 3e-4, "epochs": 60, "freeze": 5, "open_layers": "classifiers", "pk": False},
+        {"schedule": "steps", "milestones": (20, 40), "gamma": 0.1, "smoothing": 0.1, "metric": "euclidean"},
+        {"weight_decay": 5e-4, "warmup": 0, "augment": ("random_flip", "random_crop"), "batch": 32},
+    ),
+    "osnet_softmax": (
+        "KaiyangZhou/deep-person-reid configs/im_osnet_x1_0_softmax_256x128_amsgrad.yaml, scripts/default_config.py",
+        {"optimizer": "amsgrad", "lr": 1.5e-3, "epochs": 150, "freeze": 10, "open_layers": "classifiers", "pk": False},
+        {"schedule": "steps", "milestones": (60, 120), "gamma": 0.1, "smoothing": 0.1, "metric": "euclidean"},
+        {"weight_decay": 5e-4, "warmup": 0, "augment": ("random_flip",), "batch": 64},
+    ),
+    "xent_htri": (
+        _T2018,
+        {"optimizer": "adam", "lr": 3e-4, "weight_decay": 5e-4, "epochs": 60, "milestones": (20, 40), "gamma": 0.1},
+        {"batch": 32, "images": 4, "margin": 0.3, "cross_entropy_weight": 1, "triplet_weight": 1, "smoothing": 0},
+        {"freeze": 0, "mining": "hard", "augment": ("random_flip", "random_crop")},
+    ),
+    "htri": (_T2018, {"cross_entropy_weight": 0, "triplet_weight": 1, "margin": 0.3, "batch": 32, "images": 4}),
+    "bot": (
+        _BOT,
+        {"epochs": 120, "lr": 3.5e-4, "optimizer": "adam", "weight_decay": 5e-4, "bias_lr": 1, "bias_decay": 1},
+        {"milestones": (40, 70), "gamma": 0.1, "warmup": 10, "warmup_from": 0.01, "batch": 64, "images": 4},
+        {"center_weight": 5e-4, "center_lr": 0.5, "margin": 0.3, "smoothing": 0.1, "augment": _ERASED},
+        {"metric": "cosine", "triplet_weight": 1, "mining": "hard"},
+    ),
+    "agw": (
+        _AGW,
+        {"epochs": 120, "lr": 3.5e-4, "optimizer": "adam", "weight_decay": 5e-4, "milestones": (40, 70)},
+        {"warmup": 10, "warmup_from": 0.01, "batch": 64, "images": 4, "center_weight": 5e-4, "center_lr": 0.5},
+        {"mining": "weighted", "margin": 0, "smoothing": 0.1, "augment": _ERASED, "metric": "cosine"},
+    ),
+    "abd": (
+        _ABD,
+        {"epochs": 10 + 80, "freeze": 10, "open_layers": "classifiers", "milestones": (30, 50), "lr": 3e-4},
+        {"optimizer": "adam", "weight_decay": 5e-4, "batch": 64, "images": 4, "triplet_weight": 0.1, "margin": 1.2},
+        {"smoothing": 0.1, "orthogonal_weights": 1e-3, "orthogonal_features": 1e-6, "height": 384, "width": 128},
+        {"orthogonal_features_after": 10 + 23, "augment": ("random_flip", "random_crop", "random_erasing=0.5")},
+        {"metric": "euclidean"},
+    ),
+    "apnet": (
+        _AP,
+        {"epochs": 160, "lr": 4e-4, "optimizer": "adam", "weight_decay": 1e-3, "bias_lr": 1, "bias_decay": 1},
+        {"milestones": (40, 80, 120), "warmup": 10, "warmup_from": 0.01, "batch": 80, "images": 4, "smoothing": 0.1},
+        {"margin": 0.3, "height": 384, "width": 192, "augment": ("random_flip", "pad_crop"), "metric": "cosine"},
+    ),
+    "fastreid_bot": (
+        _FAST,
+        {"epochs": 120, "lr": 3.5e-4, "optimizer": "adam", "weight_decay": 5e-4, "milestones": (40, 90), "gamma": 0.1},
+        {"warmup": round(2000 / 202), "warmup_from": 0.1, "batch": 64, "images": 4, "margin": 0.3, "smoothing": 0.1},
+        {"augment": _ERASED, "center_weight": 0, "mining": "hard"},
+    ),
+    "fastreid_agw": (
+        "JDAI-CV/fast-reid configs/Base-AGW.yml",
+        {"mining": "weighted", "margin": 0, "epochs": 120, "milestones": (40, 90), "smoothing": 0.1},
+    ),
+    "sbs": (
+        _SBS,
+        {"epochs": 60, "lr": 3.5e-4, "optimizer": "adam", "schedule": "cosine", "delay": 30, "final": 7e-7 / 3.5e-4},
+        {"warmup": round(2000 / 202), "warmup_from": 0.1, "freeze": round(1000 / 202), "open_layers": "heads"},
+        {"batch": 64, "images": 16, "softmax": "circle", "softmax_margin": 0.35, "softmax_scale": 64, "margin": 0},
+        {"mining": "hard", "augment": ("auto_augment=0.1", *_ERASED), "height": 384, "width": 128, "smoothing": 0.1},
+    ),
+    "mgn": (_MGN, {"epochs": 120, "milestones": (40, 90), "margin": 0.3, "images": 4, "freeze": 0}),
+    "mgn_agw": (_MGN, {"epochs": 120, "milestones": (40, 90), "margin": 0, "mining": "weighted", "images": 4}),
+    "mgn_sbs": (_MGN, {"epochs": 60, "delay": 30, "softmax": "circle", "images": 16, "height": 256, "width": 128}),
+    "transreid": (
+        _VIT,
+        {"optimizer": "sgd", "lr": 8e-3, "epochs": 120, "batch": 64, "images": 4, "weight_decay": 1e-4, "bias_lr": 2},
+        {"bias_decay": 1, "schedule": "cosine", "final": 0.002, "warmup": 5, "warmup_from": 0.01, "smoothing": 0},
+        {"margin": 0, "mining": "hard", "first_branch": 0.5, "metric": "cosine"},
+        {"augment": ("random_flip", "pad_crop", "pixel_erasing=0.5")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES.keys() - {"toy"})
+def test_settings_are_those_that_were_published(name: str) -> None:
+    _, *settings = PUBLISHED[name]
+    recipe = RECIPES[name]
+    used = asdict(recipe) | {"batch": recipe.people * recipe.images}
+    wanted = {setting: value for part in settings for setting, value in part.items()}
+    for setting, value in wanted.items():
+        same = used[setting] == (pytest.approx(value) if isinstance(value, float) else value)
+        assert same, f"{setting} of {name} is {used[setting]}, published {value}"
+
+
+def test_every_model_names_its_recipe_and_every_recipe_has_a_model() -> None:
+    named = {spec.recipe for spec in MODELS.values()}
+    assert named <= RECIPES.keys()
+    assert RECIPES.keys() - named == {"toy", "htri", "xent_htri"}
+    asked = {"torchreid_softmax", "osnet_softmax", "htri", "xent_htri", "bot", "agw", "abd", "apnet", "sbs"}
+    assert asked | {"mgn", "mgn_sbs", "mgn_agw", "transreid"} <= RECIPES.keys()
+    assert RECIPES["toy"] == Recipe(height=128, width=64)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"optimizer": "adamm"}, "did you mean 'adam'"),
+        ({"schedule": "step"}, "did you mean 'steps'"),
+        ({"softmax": "arkface"}, "did you mean 'arcface'"),
+        ({"metric": "cos"}, "did you mean 'cosine'"),
+        ({"schedule": "steps"}, "needs milestones"),
+        ({"schedule": "steps", "milestones": [3, 8]}, "before the last of 8 epochs"),
+        ({"schedule": "steps", "milestones": [5, 3]}, "milestones must rise"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"margin": -1}, "margin must not be negative"),
+        ({"center_weight": float("inf")}, "center_weight must not be negative"),
+        ({"smoothing": 1.0}, "smoothing must lie in"),
+        ({"first_branch": 1.5}, "first_branch is a share"),
+        ({"height": 256}, "height and width go together"),
+        ({"warmup": 10}, "warmup takes 10 of 8 epochs"),
+        ({"freeze": 8}, "freeze takes 8 of 8 epochs"),
+        ({"delay": 9}, "delay takes 9 of 8 epochs"),
+        ({"pk": False, "triplet_weight": 1.0}, "the triplet loss needs PK batches"),
+        ({"pk": False, "circle_weight": 1.0}, "the circle loss needs PK batches"),
+        ({"images": 1, "triplet_weight": 1.0}, "at least 2 people × 2 images"),
+        ({"cross_entropy_weight": 0}, "nothing to learn from"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe(**settings)
+
+
+def test_a_recipe_by_name_with_what_is_given_in_its_place() -> None:
+    given = {"epochs": 100, "lr": None, "augment": ["random_flip"], "model": "no setting", "milestones": None}
+    recipe = Recipe.of("agw", given)
+    assert recipe == replace(RECIPES["agw"], epochs=100, augment=("random_flip",))
+    assert recipe.changed("agw") == ["epochs", "augment"]
+    assert Recipe.of("agw").changed("agw") == []
+    with pytest.raises(ValueError, match="unknown recipe 'agv': did you mean 'agw'"):
+        Recipe.of("agv")
+    with pytest.raises(ValueError, match="needs milestones before the last of 20 epochs"):
+        Recipe.of("agw", {"epochs": 20})
+    small = Recipe.of("agw", {"scaled": 20, "people": 4})
+    assert (small.epochs, small.people, small.milestones, small.warmup) == (20, 4, (7, 12), pytest.approx(10 / 6))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("epochs", [2, 7, 30])
+def test_every_recipe_can_be_scaled_down(name: str, epochs: int) -> None:
+    small, whole = RECIPES[name].scaled(epochs), RECIPES[name]
+    assert small.epochs == epochs
+    assert small.people * small.images <= 32
+    assert small.rate(epochs) == pytest.approx(whole.rate(whole.epochs), rel=0.02) or epochs < 7
+    lengths = {"height", "width", "epochs", "people", "images", "warmup", "delay", "milestones", "freeze", "eval_every"}
+    assert set(small.changed(name)) <= lengths | {"orthogonal_features_after"}
+
+
+# Rates
+
+
+def test_learning_rates() -> None:
+    cosine = Recipe(epochs=10, warmup=2)
+    assert cosine.rate(0) == pytest.approx(0.1)
+    assert cosine.rate(1) == pytest.approx(0.55 * (0.5 + 0.5 * 0.9510565163))  # cos(18°)
+    assert cosine.rate(5) == pytest.approx(0.5)
+    assert cosine.rate(10) == pytest.approx(0)
+    steps = Recipe(epochs=10, schedule="steps", milestones=[4, 8], warmup=0)
+    assert [steps.rate(p) for p in (0, 3.9, 4, 8.5)] == pytest.approx([1, 1, 0.1, 0.01])
+    late = Recipe(epochs=10, delay=6, final=0.2, warmup=1, warmup_from=0.5)
+    assert [late.rate(p) for p in (0, 0.5, 1, 6, 8, 10)] == pytest.approx([0.5, 0.75, 1, 1, 0.6, 0.2])
+
+
+class Net(nn.Module):
+    """Named as a model is: a trunk, a head with a neck whose shift is never trained, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))})
+        self.network["head"] = nn.ModuleDict({"neck": nn.BatchNorm1d(4), "classifier": nn.Linear(4, 2)})
+        self.network["head"]["neck"].bias.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("amsgrad", "Adam"), ("sgd", "SGD")])
+def test_optimizers(name: str, kind: str) -> None:
+    optimizer = build_optimizer(Net(), Recipe(optimizer=name, lr=0.1, weight_decay=0.3))
+    assert type(optimizer).__name__ == kind
+    assert optimizer.defaults.get("amsgrad", False) == (name == "amsgrad")
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3]
+
+
+def test_parts_have_rates_of_their_own() -> None:
+    net = Net()
+    recipe = Recipe(lr=0.1, backbone_lr=0.5, bias_lr=2, weight_decay=0.3, bias_decay=0, warmup=0, epochs=10)
+    optimizer = build_optimizer(net, recipe)
+    assert set_rate(optimizer, recipe, 5) == pytest.approx(0.5)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    rates = {name: found.get(id(p)) for name, p in net.named_parameters()}
+    assert rates == {
+        "network.backbone.0.weight": (pytest.approx(0.025), 0.3),
+        "network.backbone.0.bias": (pytest.approx(0.05), 0),
+        "network.backbone.1.weight": (pytest.approx(0.025), 0.3),
+        "network.backbone.1.bias": (pytest.approx(0.05), 0),
+        "network.head.neck.weight": (pytest.approx(0.05), 0.3),
+        "network.head.neck.bias": None,  # never trained
+        "network.head.classifier.weight": (pytest.approx(0.05), 0.3),
+        "network.head.classifier.bias": (pytest.approx(0.1), 0),
+    }
+
+
+@pytest.mark.parametrize("open_layers", ["heads", "classifiers"])
+def test_the_first_epochs_can_be_frozen(open_layers: str) -> None:
+    net, recipe = Net(), Recipe(freeze=2, open_layers=open_layers)
+    moving = {}
+    for epoch in (1, 2, 3, 4):
+        begin_epoch(net.train(), recipe, epoch)
+        moving[epoch] = {name for name, p in net.named_parameters() if p.requires_grad}
+        adapts = net.network["backbone"][1].training
+        assert adapts == (open_layers == "heads" or epoch > 2)
+        assert net.training
+        assert net.network["head"]["classifier"].training
+        assert len(list(build_optimizer(net, recipe).param_groups[0]["params"])) == 7  # a later run moves all of them
+    heads = {f"network.head.{name}" for name in ("neck.weight", "classifier.weight", "classifier.bias")}
+    assert moving[1] == moving[2] == (heads if open_layers == "heads" else {n for n in heads if "classifier" in n})
+    assert moving[3] == moving[4] == {name for name, _ in net.named_parameters()} - {"network.head.neck.bias"}
+
+
+# Each trains its model
+
+MODEL_OF = {spec.recipe: name for name, spec in reversed(MODELS.items())} | {
+    "toy": "osnet_x0_25",
+    "osnet_softmax": "osnet_x0_25",
+    "torchreid_softmax": "mobilenetv2_x1_0",
+    "xent_htri": "densenet121",
+    "htri": "densenet121",
+    "fastreid_bot": "bagtricks_osnet_x1_0_fastreid",
+    "transreid": "vit_transreid",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_of_every_recipe_falls(name: str) -> None:
+    """Eight pictures of four people, again and again, through everything that a step of training does."""
+    recipe = RECIPES[name].scaled(5, batch=8)
+    recipe = replace(recipe, warmup=0, lr=min(recipe.lr, 3.5e-4) if recipe.optimizer != "sgd" else 2e-3)
+    with seeded(0, "weights"):
+        net = reidlib.create_model(MODEL_OF[name], num_classes=4, num_cameras=2, input_size=(64, 32))
+    images = torch.randint(0, 256, (8, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, cameras = torch.arange(8) // 2, torch.arange(8) % 2
+    criterion, optimizer, losses = Criterion(recipe, net), build_optimizer(net, recipe), []
+    for epoch in range(1, 6):
+        begin_epoch(net.train(), recipe, epoch)
+        criterion.epoch = epoch
+        set_rate(optimizer, recipe, epoch - 1)
+        with seeded(0, "dropout"):
+            loss, parts = criterion(net(images, cameras), labels)
+        assert set(parts) <= {"cross_entropy", "triplet", "center", "orthogonal_weights", "orthogonal_features"}
+        losses.append((loss - recipe.orthogonal_features * parts.get("orthogonal_features", 0)).item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        criterion.update()
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert losses[-1] < losses[0] - 0.01, losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_what_its_recipe_asks_for(name: str) -> None:
+    recipe = RECIPES[MODELS[name].recipe]
+    with torch.device("meta"):
+        size = (recipe.height, recipe.width) if recipe.height else None
+        net = reidlib.create_model(name, num_classes=5, num_cameras=2, input_size=size)
+    Criterion(recipe, net)
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_from_the_command_line(tmp_path, world) -> None:
+    command = [sys.executable, "-m", "reidlib.batch", "train", "-p", "run", "agw", "-p", "recipe", "agw"]
+    command += ["-p", "scaled", "2", "-p", "dataset", "synthetic-tiny", "-p", "model", "resnet50_agw"]
+    command += ["-p", "height", "64", "-p", "width", "32", "-p", "center_weight", "0.001"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resnet50_agw, from random weights, in" in done.stdout
+    run = Run(Run.folder("agw"))
+    params = run.params
+    assert params["recipe"] == "agw"
+    assert (params["mining"], params["center_weight"], params["init"]) == ("weighted", 0.001, "random")
+    assert {"epochs", "center_weight", "height"} <= set(params["overridden"])
+    assert "lr" not in params["overridden"]
+    assert asdict(Recipe()).keys() <= params.keys()
+    assert json.loads((run.path / "result.json").read_text())["init"] == "random"
+    assert len(run.metrics) == 3
