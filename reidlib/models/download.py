@@ -6,6 +6,7 @@ the size and the sha256 that it had at first use.
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ class _Cut(Exception):
 def fetch(link: str, path: str | Path, *, progress: bool | None = None, timeout: float = 30.0) -> str:
     """Bring what `link` serves to `path`, unless it is there; returns its sha256, as `checked` does.
 
-    Of several processes that want it one fetches and the others wait. `timeout`: seconds without a byte. `progress`:
+    A server is asked for the rest only if it says by ETag or date that the file is still the same. Of several processes
+    that want it one fetches and the others wait. `timeout`: seconds without a byte. `progress`:
     None for a bar on terminals only. DownloadError says in one sentence what is wrong; what has come is kept.
     """
     path = Path(path)
@@ -127,6 +129,8 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
             with part.open("ab" if have else "wb") as file, _bar(path.name, have, size, progress) as bar:
                 for block in _blocks(response):
                     bar.update(file.write(block))
+                file.flush()
+                os.fsync(file.fileno())  # before it gets its name: a power cut leaves a part or the whole
             came = part.stat().st_size
         except OSError as error:
             raise DownloadError(f"{part} cannot be written ({error.strerror}): make room and try again") from error
