@@ -1,6 +1,9 @@
 """Shared by all tests: a tiny drawn data set, and a world of its own for runs and data paths."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,15 @@ def tiny(world: Path):
 
     assert os.environ["REID_DATA_PATHS"].startswith(str(world))
     return load_dataset("synthetic-tiny")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root on Linux")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -2,9 +2,7 @@
 
 import errno
 import json
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,18 +37,6 @@ def _safetensors(path: Path, values: torch.Tensor) -> None:
 
 def _text(path: Path, values: torch.Tensor) -> None:
     path.write_bytes(bytes(len(values)))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one mebibyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system can only be mounted by root on Linux")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("write", [_torch, _safetensors, _text])

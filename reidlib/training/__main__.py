@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,31 @@ from reidlib.training.loop import History, batch_line
 from reidlib.training.processes import WATCHED, place
 
 
+def complete(params: dict[str, Any]) -> dict[str, Any]:
+    """`params` with every setting of recipe and set-up, as the params.json of a run has them."""
+    recipe = Recipe.of(params.get("recipe") or "toy", params)
+    size = [recipe.height, recipe.width] if recipe.height else None
+    return asdict(recipe) | asdict(Setup.of(params)) | {"input_size": size} | params
+
+
 def train_from(params: dict[str, Any], run: Run) -> History:
-    """What the train notebook trains with these parameters, as its params.json holds them."""
-    recipe, setup = Recipe.of(params), Setup.of(params)
+    """What the train notebook trains with these parameters, as params.json holds them."""
+    recipe, setup = Recipe.of(params.get("recipe") or "toy", params), Setup.of(params)
     rank, world = place()
-    size = tuple(params["input_size"]) if params.get("input_size") else None
+    size = tuple(params["input_size"]) if params["input_size"] else None
     data = reidlib.load_dataset(
-        params["dataset"], image_size=size or (256, 128), combineall=params.get("combineall", False),
+        params["dataset"],
+        image_size=size or (256, 128),
+        combineall=params.get("combineall", False),
         tested_on=params.get("tested_on", ""),
-    )  # fmt: skip
+    )
     with seeded(recipe.seed, "weights"):
         model = reidlib.create_model(
-            params["model"], num_classes=data.num_classes, num_cameras=len(data.camera_labels), input_size=size
+            params["model"],
+            weights=params.get("init", "random").removeprefix("random"),
+            num_classes=data.num_classes,
+            num_cameras=len(data.camera_labels),
+            input_size=size,
         )
     if rank == 0:
         print(batch_line(recipe, setup, world), flush=True)
@@ -50,11 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if WATCHED in os.environ:  # by a notebook: without it nobody would end this
         threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     try:
-        params = json.loads(args.params.read_text(encoding="utf-8"))
-        own = args.params.name == "params.json" and Path(args.params).resolve().parent
-        run = Run(own) if own and (own / "environment.json").is_file() else Run.create(params["run"], params)
-    except (OSError, ValueError, KeyError) as error:
+        params = complete(json.loads(args.params.read_text(encoding="utf-8")))
+        folder = args.params.resolve().parent
+        if (folder / "environment.json").is_file():
+            run = Run(folder)
+        else:
+            run = Run.create(params["run"], params, resume=params.get("resume", "auto"))
+    except (OSError, ValueError) as error:
         print(f"error: {type(error).__name__}: {args.params}: {error}", file=sys.stderr)
+        return 2
+    except KeyError as error:
+        print(f"error: ValueError: {args.params} lacks {error}", file=sys.stderr)
         return 2
     try:
         train_from(params, run)

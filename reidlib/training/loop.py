@@ -353,7 +353,10 @@ class _Epochs:
     def _outputs(self, net: nn.Module, seen: "_Seen") -> Any:
         """What the net says of one batch of this process, with the same dropout each time."""
         keys = (seen.epoch, seen.step, self.rank)
-        torch.manual_seed(torch_generator_for(self.recipe.seed, "dropout", *keys).initial_seed())
+        seed = torch_generator_for(self.recipe.seed, "dropout", *keys).initial_seed()
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
         cameras = seen.batch.cameras.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             return net(seen.images, cameras)

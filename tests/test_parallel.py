@@ -1,0 +1,153 @@
+"""Two processes do what one does with the batch of both, and one that dies does not leave the other waiting."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from loop_cases import PLAIN, small, timeless, weights
+from safetensors.torch import load_file
+
+import reidlib
+from reidlib.runs import Run
+from reidlib.training import Recipe, Setup, fit
+from reidlib.training.loop import batch_line
+from reidlib.training.processes import _first_failure
+
+SIZE = (64, 32)
+CPU = Setup(cpu=True)
+# What a pair of processes runs, each with half of the people of a batch, and one process with all of them.
+CASES = {
+    "plain": PLAIN,
+    "triplets": replace(PLAIN, triplet_weight=1.0, optimizer="adam", lr=1e-3, ema=0.9, clip=1.0),
+    "mixed": replace(PLAIN, pk=False, accumulate=3),
+}
+
+
+def on_each_process(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    data = reidlib.load_dataset("synthetic-tiny")
+    for name, recipe in CASES.items():
+        half, model = replace(recipe, people=recipe.people // 2), small(data)
+        fit(model, data, Run.create(f"{name}-two", {}), half, CPU)
+        torch.save(model.state_dict(), Run.folder(f"{name}-two") / f"rank{rank}.pt")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_two_processes_are_one_with_the_batch_of_both(tiny) -> None:
+    """Tolerance: 1e-5 of each loss, gradient norm and weight; sums of other parts are rounded otherwise."""
+    mp.spawn(on_each_process, args=(free_port(),), nprocs=2)
+    for name, recipe in CASES.items():
+        model = small(tiny)
+        one = timeless(fit(model, tiny, Run.create(name, {}), recipe, CPU))
+        run = Run(Run.folder(f"{name}-two"))
+        two = timeless(run.metrics)
+        assert len(one) == len(two) == 3
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-5, abs=1e-7)
+        ranks = [torch.load(run.path / f"rank{rank}.pt") for rank in (0, 1)]
+        assert all(torch.equal(v, ranks[1][k]) for k, v in ranks[0].items())  # each ends with the best weights
+        for key, value in model.state_dict().items():
+            assert torch.allclose(value, ranks[0][key], rtol=1e-5, atol=1e-6), (name, key)
+        assert (weights(model) - weights(small(tiny))).abs().max() > 1e-3  # and it did train
+
+
+QUICK = Recipe(epochs=2, people=3, images=2, eval_every=1, lr=1e-3)
+
+
+def to_train(name: str, recipe: Recipe, **setup) -> tuple[torch.nn.Module, Run, Setup]:
+    """A model of the zoo, and a run whose parameters say all of it."""
+    setup = Setup(cpu=True, **setup)
+    params = asdict(recipe) | asdict(setup) | {"model": "osnet_x0_25", "dataset": "synthetic-tiny", "run": name}
+    data = reidlib.load_dataset("synthetic-tiny")
+    model = reidlib.create_model("osnet_x0_25", num_classes=data.num_classes, input_size=SIZE)
+    return model, Run.create(name, params | {"input_size": SIZE}), setup
+
+
+def test_a_notebook_and_torchrun_train_alike(tiny, tmp_path) -> None:
+    model, run, setup = to_train("launched", QUICK, num_processes=2)
+    heard: list[int] = []
+    history = fit(model, tiny, run, QUICK, setup, on_epoch=lambda h: heard.append(len(h)))
+    assert heard == [2, 3]
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    assert run.metrics == history
+    weights = load_file(run.path / "model.safetensors")
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+
+    params = tmp_path / "mine.json"
+    params.write_text(json.dumps(run.params | {"run": "by-torchrun", "num_processes": 1}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "reidlib.training", str(params)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("a step sees 3 × 2 pictures × 2 processes = 12, at a learning rate")
+    other = load_file(Run.folder("by-torchrun") / "model.safetensors")
+    assert all(torch.equal(value, other[key]) for key, value in weights.items())
+    assert timeless(Run(Run.folder("by-torchrun")).metrics) == timeless(history)
+
+
+def test_a_process_that_dies_ends_the_run_with_its_message_and_the_run_goes_on(tiny) -> None:
+    import psutil
+
+    model, run, setup = to_train("dies", replace(QUICK, epochs=300), num_processes=2)
+    died: list[float] = []
+
+    def kill_the_second(history) -> None:
+        if not died:
+            children = [c for c in psutil.Process().children() if c.environ().get("RANK") == "1"]
+            died.append(time.monotonic())
+            os.kill(children[0].pid, signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match=r"process 1 of 2 was killed by signal 9 .*goes on from its last epoch"):
+        fit(model, tiny, run, replace(QUICK, epochs=300), setup, on_epoch=kill_the_second)
+    assert time.monotonic() - died[0] < 60
+    assert not [c for c in psutil.Process().children() if "RANK" in c.environ()]
+    whole = torch.load(run.path / "last.pt", weights_only=True)
+    assert len(whole["history"]) >= 2
+    with run.lock():  # nobody holds it any longer
+        pass
+
+
+def test_an_error_of_a_process_is_the_error_of_the_run(tiny) -> None:
+    recipe = replace(QUICK, people=9)
+    model, run, setup = to_train("too-many", recipe, num_processes=2)
+    with pytest.raises(ValueError, match=r"a batch of 9 people on 2 process\(es\) needs 18 different people"):
+        fit(model, tiny, run, recipe, setup)
+
+
+def test_the_first_failure_is_told() -> None:
+    lost = "Traceback ...\nerror: RuntimeError: Connection closed by peer"
+    assert "process 1 of 2 was killed by signal 9" in str(_first_failure([1, -9], [lost, ""]))
+    error = _first_failure([1, 1], [lost, "x\nerror: OSError: cannot read image a.jpg: it is empty\n"])
+    assert (type(error), str(error)) == (OSError, "cannot read image a.jpg: it is empty")
+    assert "process 0 of 2 failed: Connection closed" in str(_first_failure([1, None], [lost, ""]))
+
+
+def test_effective_batch_and_learning_rate_are_said() -> None:
+    recipe = Recipe(people=8, images=4, accumulate=2, lr=0.01)
+    one, four = batch_line(recipe, Setup()), batch_line(recipe, Setup(num_processes=4, scale_lr=True))
+    assert one == "a step sees 8 × 4 pictures × 2 batches = 64, at a learning rate of up to 0.01"
+    assert " × 4 processes × 2 batches = 256, at a learning rate of up to 0.04 (0.01 × 4 processes)" in four
+
+
+def test_a_setup_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+        Setup(workers=-1)
+    with pytest.raises(ValueError, match="num_processes must be at least 1, got 0"):
+        Setup(num_processes=0)

@@ -1,0 +1,321 @@
+"""A run that is killed, meets what is no number, a full disk, a broken picture, or another run: nothing is lost."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from loop_cases import PLAIN, SIZE, small, timeless, weights
+from torch import nn
+
+from reidlib.data.loaders import train_loader
+from reidlib.runs import Run
+from reidlib.training import Setup, fit, loop
+
+room = importlib.import_module("reidlib.training.fit")  # the package's own name `fit` is the function
+
+LONG = replace(PLAIN, epochs=25, eval_every=2, ema=0.9, accumulate=2, optimizer="adam", lr=1e-3)
+KEEP = Setup(cpu=True, keep_every=5)
+
+# Imports once, then trains in children of its own: `kills` times it kills the child at a random moment.
+SCRIPT = """
+import os, random, signal, sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import reidlib
+from loop_cases import small
+from test_survive import KEEP, LONG
+from reidlib.training import fit
+data = reidlib.load_dataset("synthetic-tiny")
+
+
+def attempt(run, wait=None):
+    child = os.fork()
+    if not child:
+        fit(small(data, dropout=0.5), data, reidlib.Run.create(run, {{"seed": 0}}), LONG, KEEP)
+        os._exit(0)
+    if wait is not None:
+        time.sleep(wait)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+start = time.monotonic()
+assert attempt("whole") == 0
+whole = time.monotonic() - start
+draw = random.Random()
+for kill in range({kills}):
+    died = attempt("killed", draw.uniform(0, 0.2 * whole))
+    print(died, len(reidlib.Run(reidlib.Run.folder("killed")).metrics), flush=True)
+assert attempt("killed") == 0
+"""
+
+
+def test_a_run_killed_ten_times_ends_with_the_same_weights(tiny) -> None:
+    code = SCRIPT.format(tests=str(Path(__file__).parent), kills=10)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    kills = [line.split() for line in done.stdout.splitlines()]
+    assert [died for died, _ in kills] == [str(int(signal.SIGKILL))] * 10, kills
+    assert len({rows for _, rows in kills}) > 2, kills  # and it got on in between
+    one, two = Run(Run.folder("whole")), Run(Run.folder("killed"))
+    assert timeless(one.metrics) == timeless(two.metrics)
+    assert (one.path / "model.safetensors").read_bytes() == (two.path / "model.safetensors").read_bytes()
+    assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}  # nothing half-written
+    for name in ("last.pt", *(f"epoch-{epoch:04}.pt" for epoch in (5, 10, 15, 20, 25))):
+        a, b = (torch.load(run.path / name, weights_only=True) for run in (one, two))
+        assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+        assert all(torch.equal(v, b["average"]["model"][k]) for k, v in a["average"]["model"].items())
+
+
+class Picky(nn.Module):
+    """Gives NaN for one batch, known by the sum of its pictures."""
+
+    def __init__(self, network: nn.Module, batch: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.mark = network.scale, None
+        self.batch = batch.float().sum().item()
+        network.register_forward_pre_hook(lambda _, inputs: setattr(self, "seen", inputs[0]))
+
+    def forward(self, x):
+        raw = ((self.seen * 0.25 + 0.5) * 255).round().sum()
+        return self.inner(x) * torch.where(raw == self.batch, torch.nan, 1.0)
+
+
+def batch_of(data, epoch: int, step: int):
+    loader = train_loader(data, SIZE, people=PLAIN.people, images=PLAIN.images)
+    loader.sampler.set_epoch(epoch)
+    return list(loader)[step]
+
+
+def test_a_loss_that_is_no_number_names_the_layer_and_keeps_the_batch(tiny) -> None:
+    run, batch = Run.create("nan", {}), batch_of(tiny, epoch=2, step=5)
+    model = small(tiny, dropout=0.5)
+    model.network.scale = Picky(model.network, batch.images)
+    before: list[torch.Tensor] = []
+    with pytest.raises(FloatingPointError) as caught:
+        fit(model, tiny, run, PLAIN, on_epoch=lambda h: before.append(weights(model).clone()))
+    said = "batch 6 of epoch 2: the loss is nan, first from the layer network.scale; lower the learning rate (lr=0.05)"
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+    images, about = run.bad_batch()
+    assert torch.equal(images, batch.images)
+    assert about["paths"] == [str(tiny.train[i].path) for i in batch.indices]
+    assert about["labels"] == batch.pids.tolist()
+    assert about["layer"] == "network.scale"
+    assert about["drawn_from"] == {"seed": 0, "epoch": 2, "step": 5, "rank": 0}
+    state = torch.load(run.path / "last.pt", weights_only=True)
+    assert len(state["history"]) == 2
+    assert torch.equal(torch.cat([v.flatten() for v in state["model"].values()]), before[0])
+    assert weights(model).isfinite().all()  # the step was never taken
+
+
+class Kink(nn.Module):
+    """Its output is a number and the slope there is not."""
+
+    def forward(self, x):
+        return x + (x - x.detach()).abs().sqrt()
+
+
+def test_a_gradient_that_is_no_number_is_told_from_a_loss(tiny) -> None:
+    model, run = small(tiny), Run.create("kink", {})
+    model.network.scale = nn.Sequential(model.network.scale, Kink())
+    with pytest.raises(FloatingPointError, match=r"first that of network\.scale\.0\.bias, 4 in all") as caught:
+        fit(model, tiny, run, PLAIN)
+    assert str(caught.value).startswith("batch 1 of epoch 1: the loss is a number, its gradient is not: first")
+    assert torch.equal(run.bad_batch()[0], batch_of(tiny, 1, 0).images)
+    assert not (run.path / "last.pt").exists()
+
+
+def test_weights_that_are_no_numbers_are_said(tiny) -> None:
+    model = small(tiny)
+    with torch.no_grad():
+        model.network.stem.weight[0] = torch.inf
+    with pytest.raises(ValueError, match="NaN or infinite"):  # by the evaluation of the untrained network
+        fit(model, tiny, Run.create("broken", {}), PLAIN)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(tiny, small_disk: Path) -> None:
+    recipe = replace(PLAIN, epochs=3)
+
+    def big():
+        return small(tiny, feature_dim=128)
+
+    run, filler = Run.create(str(small_disk / "run"), {}), small_disk / "filler"
+
+    def fill(history) -> None:
+        if history[-1]["epoch"] == 1:
+            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
+
+    with pytest.raises(
+        OSError, match=r"the disk is full: .* was not written, what was there before is untouched"
+    ) as full:
+        fit(big(), tiny, run, recipe, on_epoch=fill)
+    assert "\n" not in str(full.value)
+    assert len(torch.load(run.path / "last.pt", weights_only=True)["history"]) == 2
+    filler.unlink()
+    model, whole = big(), big()
+    fit(model, tiny, run, recipe)
+    fit(whole, tiny, Run.create("whole", {}), recipe)
+    assert torch.equal(weights(model), weights(whole))
+
+
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets are read picture by picture, as those that do not fit into memory."""
+    for name in ("train_loader", "eval_loader"):
+        original = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *a, original=original, **k: original(*a, **(k | {"cache_gib": 0})))
+
+
+def copied(data, folder: Path):
+    """The same data set, whose training pictures may be broken."""
+    folder.mkdir()
+    train = [s._replace(path=Path(shutil.copy(s.path, folder))) for s in data.train]
+    return replace(data, train=tuple(train))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_in_the_middle_of_a_run(tiny, tmp_path: Path, uncached, workers: int) -> None:
+    data, run = copied(tiny, tmp_path / "copy"), Run.create("breaks", {})
+
+    def break_all(history) -> None:
+        for sample in data.train:
+            os.truncate(sample.path, 300)
+
+    with pytest.raises(OSError, match=r"^cannot read image .*\.jpg: [^\n]*$") as caught:
+        fit(small(data), data, run, PLAIN, Setup(workers=workers), on_epoch=break_all)
+    assert "\n" not in str(caught.value)
+    assert len(torch.load(run.path / "last.pt", weights_only=True)["history"]) == 2
+
+
+def test_a_loader_process_that_is_killed(tiny, uncached, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = loop._Epochs._update
+
+    def kill(self):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        return update(self)
+
+    run = Run.create("workers", {})
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=1))
+    before = (run.path / "last.pt").read_bytes()
+    monkeypatch.setattr(loop._Epochs, "_update", kill)
+    run = Run.create("killed-worker", {})
+    with pytest.raises(RuntimeError, match=r"^a loader process was killed \(is the memory full\?\): lower `workers`$"):
+        fit(small(tiny), tiny, run, PLAIN, Setup(workers=2))
+    assert before == (Run.folder("workers") / "last.pt").read_bytes()
+
+
+def test_the_result_is_the_same_with_any_number_of_workers(tiny, request) -> None:
+    recipe, results = replace(PLAIN, augment=("random_flip", "pad_crop")), []
+    for workers in (None, 0, 1, 3):
+        if workers == 0:
+            request.getfixturevalue("uncached")  # the first reads from memory
+        model = small(tiny, dropout=0.5)
+        history = fit(model, tiny, Run.create(f"with-{workers}", {}), recipe, Setup(workers=workers or 0))
+        results.append((weights(model), timeless(history)))
+    assert all(torch.equal(found, results[0][0]) for found, _ in results)
+    assert all(history == results[0][1] for _, history in results)
+
+
+def hold(path: Path, held) -> None:
+    with Run(path).lock():
+        held.set()
+        time.sleep(300)
+
+
+def test_two_runs_never_write_into_one_folder(tiny) -> None:
+    run, context = Run.create("one", {}), multiprocessing.get_context("spawn")
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=1))
+    before = {p.name: p.read_bytes() for p in run.path.iterdir()}
+    held = context.Event()
+    other = context.Process(target=hold, args=(run.path, held))
+    other.start()
+    assert held.wait(60)
+    for resume in ("auto", "restart"):
+        with pytest.raises(
+            OSError, match=rf"one is being trained by process {other.pid} on .*: wait, or choose another"
+        ):
+            fit(small(tiny), tiny, Run.create("one", {}, resume=resume), replace(PLAIN, epochs=1))
+    after = {p.name: p.read_bytes() for p in run.path.iterdir()}
+    assert {**before, ".lock": b""} == {**after, ".lock": b""}
+    other.kill()  # what it leaves keeps nobody out
+    other.join()
+    fit(small(tiny), tiny, Run.create("one", {}, resume="restart"), PLAIN)
+    assert len(run.metrics) == 3
+
+
+def test_kept_checkpoints_are_whole_runs_of_their_own(tiny) -> None:
+    run, whole = Run.create("kept", {}), small(tiny)
+    fit(whole, tiny, run, replace(PLAIN, epochs=5), Setup(keep_every=2))
+    assert sorted(p.name for p in run.path.glob("*.pt")) == ["epoch-0002.pt", "epoch-0004.pt", "last.pt"]
+    assert len(torch.load(run.path / "epoch-0002.pt", weights_only=True)["history"]) == 3
+    weights_before = (run.path / "model.safetensors").read_bytes()
+    shutil.copy(run.path / "epoch-0002.pt", run.path / "last.pt")  # go back to it
+    again = small(tiny)
+    fit(again, tiny, run, replace(PLAIN, epochs=5), Setup(keep_every=2))
+    assert torch.equal(weights(whole), weights(again))
+    assert (run.path / "model.safetensors").read_bytes() == weights_before
+
+
+def test_nothing_grows_with_epochs(tiny) -> None:
+    import gc
+
+    import psutil
+
+    seen: dict[int, tuple[int, int]] = {}
+
+    def look(history) -> None:
+        if history[-1]["epoch"] in (10, 40):
+            gc.collect()
+            seen[history[-1]["epoch"]] = psutil.Process().memory_info().rss, len(gc.get_objects())
+
+    recipe = replace(PLAIN, epochs=40, ema=0.9, accumulate=2, augment=("random_flip",))
+    fit(small(tiny), tiny, Run.create("long", {}), recipe, on_epoch=look)
+    assert seen[40][0] - seen[10][0] < 4 * 2**20  # bytes
+    assert seen[40][1] - seen[10][1] < 30 * 4  # objects: a row of metrics an epoch
+
+
+def test_tensorboard_shows_what_the_metrics_say(tiny) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run.create("board", {})
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=1), Setup(tensorboard=True))
+    history = fit(small(tiny), tiny, Run.create("board", {}, resume="restart"), PLAIN, Setup(tensorboard=True))
+    board = EventAccumulator(str(run.path / "tensorboard"))
+    board.Reload()
+    for name in ("loss", "mAP", "lr", "gradient_norm"):
+        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        assert shown == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in history if name in row]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_as_the_plain_one(tiny) -> None:
+    plain, compiled = small(tiny), small(tiny)
+    one = fit(plain, tiny, Run.create("plain", {}), PLAIN)
+    two = fit(compiled, tiny, Run.create("compiled", {}), PLAIN, Setup(compile=True))
+    assert torch.allclose(weights(plain), weights(compiled), atol=1e-4)
+    assert [row["loss"] for row in one[1:]] == pytest.approx([row["loss"] for row in two[1:]], rel=1e-4)
+
+
+def test_what_may_differ_from_run_to_run_is_written_down(tiny) -> None:
+    run = Run.create("named", {"seed": 0})
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=1))
+    assert run.read_json("environment.json")["not_deterministic"] == []  # on a CPU
+    with loop._unrepeatable(run):
+        torch.zeros(4).put_(torch.tensor([1]), torch.tensor([1.0]))
+    assert run.read_json("environment.json")["not_deterministic"] == ["put_"]
+    assert json.loads((run.path / "environment.json").read_text())["seed"] == 0
+    assert not torch.are_deterministic_algorithms_enabled()
