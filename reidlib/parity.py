@@ -52,8 +52,9 @@ def compare(
     result: Mapping[str, Any],
     features: tuple[Features, Features] | None = None,
 ) -> list[Parity]:
-    """What was published for the model that `about` (a model.json) describes, beside its `result` on `tested_on`.
+    """What was published for the model that `about` describes, beside its `result` on `tested_on`.
 
+    `about` is a model.json, for a run of one's own with the recipe and what is overridden of it from its params.json.
     `result` is an entry of result.json: shares in [0, 1], `metric`, `cameras` (whether the model was told them), the
     data's `version` and `images`, num_valid and num_query; where it was not counted in this workbook's way, also
     `flip`, `precision` and `means_over`. Published weights are compared with the rows that link to them, others with
@@ -162,7 +163,11 @@ def _means(ours: Mapping[str, Any], parity: Parity) -> str:
 
 
 def _training(ours: Mapping[str, Any], parity: Parity) -> str:
-    return "" if ours.get("weights", {}).get("link") else "these are other weights than the published ones"
+    if ours.get("weights", {}).get("link"):
+        return ""
+    how = f", trained here by the recipe {ours['recipe']}" if ours.get("recipe") else ""
+    how += f" with another {' and '.join(ours['overridden'])}" if how and ours.get("overridden") else ""
+    return f"these are other weights than the published ones{how}"
 
 
 _CAUSES: tuple[Callable[[Mapping[str, Any], Parity], str], ...] = (

@@ -111,6 +111,9 @@ def test_training_here_is_compared_with_every_row_and_says_so():
     found = parity.compare(model, "market1501", result(85, 70, metric="euclidean", version="", images={}))
     assert [p.row.table for p in found] == ["torchreid-2019-03", "torchreid-2019-05", "torchreid-2020-03"]
     assert all(p.causes[-1] == "these are other weights than the published ones" for p in found if p.causes)
+    own = model | {"recipe": "torchreid_softmax", "overridden": ["lr", "epochs"]}
+    (*_, last) = parity.compare(own, "market1501", result(80, 60))[0].causes
+    assert last.endswith("ones, trained here by the recipe torchreid_softmax with another lr and epochs")
     # Published weights are compared with the rows that link to them: two tables print the same file.
     link = found[-1].row.link
     rows = parity.compare(about("resnet50", "market1501", link), "market1501", result(85, 70, metric="euclidean"))
