@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy(
         "data.datasets": ("ReIDDataset", "Sample", "list_datasets", "load_dataset"),
         "models": ("create_model", "list_models", "load_checkpoint"),
         "evaluation": ("evaluate_distances", "evaluate_ranking", "extract_features", "rank_gallery", "rerank"),
-        "training": ("fit",),
+        "training": ("fit", "pretrain"),
         "runs": ("Run",),
     },
 )

@@ -165,13 +165,17 @@ def run_all(names: Sequence[str], given: dict[str, str], *, progress: bool = Tru
     return Run(Run.folder(run))
 
 
+_BEGINS = {"resume", "grid"}  # parameters of notebooks that make the run themselves
+
+
 def _new_name(names: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
-    """A name no run has yet where a model is trained or none is needed, else the newest run."""
+    """A name no run has yet where a run begins or none is needed, else the newest run."""
     known = {name: parameters(name) for name in names}
-    if "train" not in names and any("run" in declared for declared in known.values()):
+    begins = [name for name in names if _BEGINS & known[name].keys()]
+    if not begins and any("run" in declared for declared in known.values()):
         chosen = next((v for name, v in values.items() if "weights" in known[name]), {})
         return str(Run.open(model=chosen.get("model", ""), weights=chosen.get("weights", "")).path)
-    first = "train" if "train" in names else names[0]
+    first = [*begins, *names][0]
     default = {p: d["default"].strip("\"'") for p, d in known[first].items()}
     parts = [str(values[first].get(p, default[p])) for p in ("model", "dataset") if p in default] or [first]
     return "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S}"])
@@ -241,18 +245,22 @@ def _search(names: Sequence[str], given: dict[str, str], axes: list[list[str]]) 
 def print_results(run: Run) -> None:
     """The table of result.json, and where to look."""
     result = run.read_json("result.json")
-    if result:
+    if "results" in result:
         init = f", from {result['init']} weights," if result.get("init") else ""
         print(f"\n{result.get('model')}{init} in {run.path}\n")
-        print(f"{'data set':<24}{'Rank-1':>9}{'Rank-5':>9}{'Rank-10':>9}{'mAP':>9}{'mINP':>9}")
         rows = [(d, r) for d, row in result["results"].items() for d, r in _with_untrained(d, row)]
+        columns = [key for key in _COLUMNS if any(key in row for _, row in rows)]
+        print(f"{'data set':<24}" + "".join(f"{_COLUMNS[key]:>9}" for key in columns))
         for dataset, row in rows:
-            cells = (f"{100 * row[key]:8.1f}%" if key in row else f"{'':>9}" for key in _COLUMNS)
+            cells = (f"{100 * row[key]:8.1f}%" if key in row else f"{'':>9}" for key in columns)
             print(f"{dataset:<24}{''.join(cells)}")
     print(f"\nnotebooks and pages: {run.path / 'notebooks'}\nfigures:             {run.path / 'figures'}")
 
 
-_COLUMNS = ("rank1", "rank5", "rank10", "mAP", "mINP")
+_COLUMNS = {
+    "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP",
+    "top1": "top-1", "top5": "top-5",
+}  # fmt: skip
 
 
 def _with_untrained(dataset: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

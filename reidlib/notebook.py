@@ -15,6 +15,7 @@ from reidlib.data.loaders import read_image
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features
 from reidlib.models import ReIDModel, complexity
+from reidlib.runs import Run
 from reidlib.training import RECIPES, Recipe
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
@@ -50,12 +51,12 @@ class LivePicture:
             self.shown.update(figure)
 
 
-def model_line(model: ReIDModel) -> str:
-    """What a model costs at test time, what it sees and what it gives."""
+def model_line(model: ReIDModel, classes: str = "people") -> str:
+    """What a model costs at test time, what it sees and what it gives; `classes` says what it tells apart."""
     cost, (height, width) = complexity(model), model.input_size
     return (
         f"{model.name}: {cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G multiply-adds, "
-        f"{model.feature_dim} features from {height} × {width} pixels, {model.num_classes} people to tell apart"
+        f"{model.feature_dim} features from {height} × {width} pixels, {model.num_classes} {classes} to tell apart"
     )
 
 
@@ -79,10 +80,28 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
     """One line for one epoch of metrics.jsonl."""
     parts = [f"epoch {row['epoch']:3}/{epochs}"]
     if "loss" in row:
-        parts += [f"loss {row['loss']:6.3f}", f"accuracy {row['accuracy']:6.1%}"]
+        parts += [f"loss {row['loss']:6.3f}"]
+    if "accuracy" in row:
+        parts += [f"accuracy {row['accuracy']:6.1%}"]
     if "mAP" in row:
         parts += [f"mAP {row['mAP']:6.1%}", f"Rank-1 {row['rank1']:6.1%}"]
+    if "top1" in row:
+        parts += [f"top-1 {row['top1']:6.1%}", f"top-5 {row['top5']:6.1%}"]
+    if "stopped" in row:
+        parts += [f"stopped: {row['stopped']}"]
     return "  ".join(parts)
+
+
+def bad_batch(run: Run) -> Any:
+    """The batch that training of `run` stopped at, person and camera below each picture; None where it met none."""
+    from reidlib.plots import batch_sheet
+
+    if (found := run.bad_batch()) is None:
+        return None
+    images, about = found
+    words = [f"{label} · c{camid}" for label, camid in zip(about["labels"], about["camids"], strict=True)]
+    drawn = "batch {} of epoch {}".format(about["drawn_from"]["step"] + 1, about["drawn_from"]["epoch"])
+    return batch_sheet(images, words, title=f"{run.name}: {drawn}", note=f"class · camera; {about['said']}")
 
 
 def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = SCORES) -> Any:

@@ -2,6 +2,7 @@
 
 `params.json`, `environment.json`, `metrics.jsonl` (one line an epoch), `result.json`, `last.pt` (for an exact resume),
 `model.safetensors` (best weights) with `model.json` (enough to rebuild it), `features/`, `figures/`, `notebooks/`.
+Weights that were not trained here stand as a run as well, with their source in `model.json` and no training files.
 Every file is written whole or not at all.
 """
 
@@ -181,9 +182,14 @@ class Run:
 
     @classmethod
     def all(cls, *, trained: bool = True) -> list["Run"]:
-        """Every run with a trained model (`trained=False`: that has begun), points of searches too, the newest first."""
+        """Every run with a trained model, the newest first; points of searches are among them, pretrained ones are not.
+
+        `trained=False`: every run that has begun.
+        """
         file = "model.json" if trained else "metrics.jsonl"
         found = [p for depth in ("*", "*/*") for p in runs_root().glob(f"{depth}/{file}")]
+        if trained:
+            found = [p for p in found if "classes" not in cls(p.parent).read_json(file)]
         return [cls(p.parent) for p in sorted(found, key=lambda p: (-p.stat().st_mtime, p.parent.name))]
 
     # What is in the folder

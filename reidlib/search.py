@@ -74,7 +74,7 @@ def _points(
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else str(value) if value is None else json.dumps(value)
 
 
 def _slug(value: Any) -> str:

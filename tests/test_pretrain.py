@@ -1,16 +1,25 @@
 """Pretraining: a folder a class, crops, top-1 and top-5, and a run that training starts from."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision import transforms
 
+import reidlib
 from reidlib.data.folders import ClassDataset, load_classes
 from reidlib.data.images import read_image
 from reidlib.data.loaders import class_loaders
+from reidlib.data.transforms import random_resized_crop
+from reidlib.runs import Run
+from reidlib.seeds import seeded, torch_generator_for
+from reidlib.training import Recipe, Setup
+from reidlib.training.pretrain import classify, pretrain, rank_of
 
 # The folder
 
@@ -127,3 +136,134 @@ def test_batches_are_enlarged_for_training_and_whole_for_validation(people: Clas
         assert torch.equal(a.pids, b.pids)
     with pytest.raises(ValueError, match="lower the batch size"):
         class_loaders(people, (64, 32), batch=100)
+
+
+def test_a_crop_is_a_window_resized(people: ClassDataset) -> None:
+    """Bilinear resizing keeps a plane a plane: on two ramps every pixel says from where it was taken."""
+    h, w, size = 40, 80, (12, 20)
+    ramps = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))  # row and column
+    images = torch.cat([ramps, ramps[:1]])[None].repeat(50, 1, 1, 1).to(torch.uint8)
+    out = random_resized_crop(images, torch_generator_for(0, "crop"), size)
+    assert (out.shape, out.dtype) == ((50, 3, *size), torch.uint8)
+    assert torch.equal(out, random_resized_crop(images, torch_generator_for(0, "crop"), size))
+    u = torch.rand(4, 50, generator=torch_generator_for(0, "crop")).double()
+    shares, aspects = [], []
+    for i in range(50):
+        share, aspect = 0.08 + 0.92 * u[0, i], 0.75 * (16 / 9) ** u[1, i]
+        sides = [min(1.0, math.sqrt(share * aspect)), min(1.0, math.sqrt(share / aspect))]  # of width, of height
+        for axis, (whole, count) in enumerate(((w, size[1]), (h, size[0]))):
+            start = (1 - sides[axis]) * u[2 + axis, i]
+            steps = [whole * (start + sides[axis] * (k + 0.5) / count) - 0.5 for k in range(count)]
+            expected = torch.tensor([min(max(float(s), 0.0), whole - 1.0) for s in steps])
+            got = out[i, 1, 0] if axis == 0 else out[i, 0, :, 0]
+            assert (got - expected).abs().max() <= 0.51
+        shares.append(sides[0] * sides[1])
+        aspects.append(sides[0] / sides[1])
+    assert 0.08 <= min(shares) < 0.2 < 0.8 < max(shares) <= 1
+    assert 0.75 <= min(aspects) < 0.8 < 1.2 < max(aspects) <= 1.34
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    "name", ["osnet_x0_25", "mgn_R50_fastreid", "v2018_SqueezeNet", "vit_transreid", "resnet50_abd"]
+)
+def test_class_scores_are_those_of_eval_mode(name: str) -> None:
+    size = (64, 64)
+    model = reidlib.create_model(name, num_classes=7, num_cameras=2, input_size=size)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    camids = torch.tensor([0, 1])
+    for mode in (True, False):
+        model.train(mode)
+        with torch.no_grad():
+            scores = model.scores(images, camids)
+            assert torch.equal(scores, model.scores(images, camids))  # no dropout
+            alone = model.scores(images[:1], camids[:1])  # no statistics of the batch
+        assert scores.shape == (2, 7)
+        torch.testing.assert_close(scores[:1], alone, rtol=1e-4, atol=1e-4)
+        assert all(module.training == mode for module in model.modules())
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_class_scores_of_a_plain_head_are_its_classifier_on_the_feature() -> None:
+    model = reidlib.create_model("bagtricks_R50_fastreid", num_classes=7, input_size=(64, 32)).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.scores(images), model.network.head.classifier(model(images)))
+    with pytest.raises(ValueError, match="was built without a classifier: give num_classes"):
+        reidlib.create_model("osnet_x0_25", input_size=(64, 32)).scores(images)
+
+
+def test_top_1_and_top_5_equal_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 9, (400, 12), generator=generator).float()  # many are equal
+    scores[3, 4] = float("nan")
+    labels = torch.randint(0, 12, (400,), generator=generator)
+    labels[3], labels[5] = 4, 0
+    scores[5] = float("nan")
+    got = rank_of(scores, labels)
+    for row, label, rank in zip(scores.tolist(), labels.tolist(), got.tolist(), strict=True):
+        order = sorted(range(12), key=lambda c, row=row: (-row[c], c))
+        assert rank >= 11 if math.isnan(row[label]) else rank == order.index(label)
+
+
+# The run
+
+QUICK = Recipe(epochs=3, people=8, images=2, pk=False, eval_every=2, lr=3e-3, augment=("random_flip",))
+
+
+def build(data: ClassDataset, name: str = "osnet_x0_25") -> torch.nn.Module:
+    with seeded(0, "weights"):
+        return reidlib.create_model(name, num_classes=len(data.classes), input_size=(64, 32))
+
+
+def test_pretraining_leaves_a_run_that_training_starts_from(people: ClassDataset, tiny) -> None:
+    run = Run.create("pre", {"seed": 0})
+    model = build(people)
+    history = pretrain(model, people, run, QUICK)
+    assert [("top1" in row, "loss" in row) for row in history] == [
+        (True, False), (False, True), (True, True), (True, True),
+    ]  # fmt: skip
+    assert all(0 <= row["top1"] <= row["top5"] <= 1 for row in history if "top1" in row)
+    assert run.metrics == history
+    assert history[-1]["loss"] < history[1]["loss"]
+    about = run.read_json("model.json")
+    assert (about["trained_on"], about["classes"]) == (people.name, list(people.classes))
+    best = max(history[1:], key=lambda row: row.get("top1", -1))
+    _, val = class_loaders(people, model.input_size, batch=5)
+    again = classify(run.load_model("cpu"), val)
+    assert again == pytest.approx({key: best[key] for key in ("top1", "top5")})
+    # The trunk goes on, the classifier of other classes does not.
+    net = reidlib.create_model("osnet_x0_25", weights="runs/pre", num_classes=5)
+    weights, new = load_file(run.path / "model.safetensors"), net.state_dict()
+    same = {key for key, value in weights.items() if torch.equal(value, new[key])} if net.input_size else set()
+    assert {key for key in weights if "backbone" in key} <= same
+    assert net.num_classes == 5
+
+
+def test_an_interrupted_pretraining_ends_with_the_same_weights(people: ClassDataset) -> None:
+    whole, rest = build(people), build(people)
+    pretrain(whole, people, Run.create("whole", {}), QUICK)
+
+    def stop(history: list) -> None:
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(build(people), people, Run.create("rest", {}), QUICK, on_epoch=stop)
+    history = pretrain(rest, people, Run.create("rest", {}), QUICK, Setup(workers=2))
+    assert [row["epoch"] for row in history] == [0, 1, 2, 3]
+    assert all(torch.equal(value, rest.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_what_cannot_be_pretrained_is_said_before_anything_is_written(people: ClassDataset) -> None:
+    for model, recipe, said in (
+        (reidlib.create_model("osnet_x0_25", num_classes=3), QUICK, "has 12 classes, osnet_x0_25 was built for 3"),
+        (build(people), replace(QUICK, pk=True), "set pk=False"),
+        (build(people), replace(QUICK, people=80), "lower the batch size"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pretrain(model, people, Run.create("bad", {}), recipe)
+    assert not Run.folder("bad").exists()

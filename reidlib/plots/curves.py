@@ -18,6 +18,7 @@ _PANELS = (
     ("loss", ("loss", "cross_entropy", "triplet", "circle", "center"), 1),
     ("accuracy (%)", ("accuracy",), 100),
     ("retrieval (%)", ("map", "rank1"), 100),
+    ("validation (%)", ("top1", "top5"), 100),
     ("learning rate (10⁻⁴)", ("lr",), 1e4),
 )
 

@@ -126,6 +126,29 @@ def contact_sheet(
     return _grid(rows, title=title, headers=[f"cam {c}" for c in cameras], labels=labels, empty=True)
 
 
+@styled
+def class_sheet(
+    samples: Sequence[Any], classes: Sequence[str], rows: int = 6, columns: int = 8, title: str = ""
+) -> Figure:
+    """Some classes (rows), from the first to the last, and the first pictures of each; a sample's pid is its class."""
+    shown = np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int)).tolist()
+    found: dict[int, list[_Cell]] = {at: [] for at in shown}
+    for sample in samples:
+        if len(found.get(sample.pid, range(columns))) < columns:
+            found[sample.pid].append(_Cell(read_picture(sample.path)))
+    headers = [""] * columns
+    return _grid([found[at] for at in shown], title=title, headers=headers, labels=[classes[at][:20] for at in shown])
+
+
+@styled
+def batch_sheet(images: Any, captions: Sequence[str], columns: int = 8, title: str = "", note: str = "") -> Figure:
+    """A batch (B, 3, H, W) uint8 as a model was given it, in its order, with a word below each picture."""
+    pictures = array(images, np.uint8).transpose(0, 2, 3, 1)
+    cells = [_Cell(picture, (word,)) for picture, word in zip(pictures, captions, strict=True)]
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return _grid(rows, title=title, note=note, headers=[""] * columns, lines=1)
+
+
 def _verdict(query: Any, match: Any) -> bool | None:
     """Right, wrong, or None for what the protocol drops: junk, and the query's own person in the query's own camera."""
     same = match.pid == query.pid > 0  # a distractor, 0, is nobody's match

@@ -151,7 +151,11 @@ class Recipe:
         if name not in RECIPES:
             raise unknown_name("recipe", name, RECIPES)
         base = RECIPES[name].scaled(values["scaled"]) if values.get("scaled") else RECIPES[name]
-        return replace(base, **{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
+        return base.having(values)
+
+    def having(self, values: Mapping[str, object]) -> "Recipe":
+        """With the settings that stand in `values` under their own names and are not None; the rest is ignored."""
+        return replace(self, **{f.name: values[f.name] for f in fields(self) if values.get(f.name) is not None})
 
     def changed(self, name: str = "") -> list[str]:
         """The settings that are not as the recipe `name` has them; without one, as `Recipe()` has."""
