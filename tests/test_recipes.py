@@ -152,6 +152,7 @@ def test_every_model_names_its_recipe_and_every_recipe_has_a_model() -> None:
         ({"pk": False, "circle_weight": 1.0}, "the circle loss needs PK batches"),
         ({"images": 1, "triplet_weight": 1.0}, "at least 2 people × 2 images"),
         ({"cross_entropy_weight": 0}, "nothing to learn from"),
+        ({"cross_entropy_weight": 0, "triplet_weight": 1.0, "freeze": 2}, "freeze needs a cross entropy"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, said: str) -> None:

@@ -173,27 +173,30 @@ class Criterion(nn.Module):
 
     def forward(self, outputs: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(labels.device.type, enabled=False):
-            parts = dict(self._parts(outputs, labels))
-        weights = {name: getattr(self.recipe, name, None) for name in parts}
-        weights = {name: getattr(self.recipe, f"{name}_weight") if w is None else w for name, w in weights.items()}
-        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        return loss, {name: value.detach() for name, value in parts.items()}
+            found = list(self._parts(outputs, labels))
+        loss = torch.stack([weight * value for _, weight, value in found]).sum()
+        return loss, {name: value.detach() for name, _, value in found}
 
-    def _parts(self, outputs: Any, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The losses that have a weight, by the name of their setting."""
-        r, embeddings = self.recipe, outputs.embeddings
+    def _parts(self, outputs: Any, labels: Tensor) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of each loss that has a weight."""
+        r, xs = self.recipe, outputs.embeddings
         if r.cross_entropy_weight:
-            yield "cross_entropy", self._mean([self._classify(x, labels) for x in outputs.logits])
+            yield (
+                "cross_entropy",
+                r.cross_entropy_weight,
+                self._mean([self._classify(x, labels) for x in outputs.logits]),
+            )
         if r.triplet_weight:
-            yield "triplet", self._mean([triplet(x, labels, r.margin, r.mining) for x in embeddings])
+            yield "triplet", r.triplet_weight, self._mean([triplet(x, labels, r.margin, r.mining) for x in xs])
         if r.center_weight:
-            yield "center", self._mean([center(x, labels, c) for x, c in zip(embeddings, self.centers, strict=True)])
+            pairs = zip(xs, self.centers, strict=True)
+            yield "center", r.center_weight, self._mean([center(x, labels, centers) for x, centers in pairs])
         if r.circle_weight:
-            yield "circle", self._mean([self.pairs(x.float(), labels) for x in embeddings])
+            yield "circle", r.circle_weight, self._mean([self.pairs(x.float(), labels) for x in xs])
         if r.orthogonal_weights:
-            yield "orthogonal_weights", weight_spread(self.convolutions[0])
+            yield "orthogonal_weights", r.orthogonal_weights, weight_spread(self.convolutions[0])
         if r.orthogonal_features and self.epoch > r.orthogonal_features_after:
-            yield "orthogonal_features", feature_spread(outputs.maps)
+            yield "orthogonal_features", r.orthogonal_features, feature_spread(outputs.maps)
 
     def _classify(self, logits: Tensor, labels: Tensor) -> Tensor:
         r = self.recipe

@@ -8,7 +8,7 @@ from torch import nn
 from reidlib.training.recipes import Recipe
 
 _HEADS = re.compile(r"\bnetwork\.heads?\.")  # what a model has beside its trunk, by the names of its parameters
-_OPEN = {"heads": _HEADS, "classifiers": re.compile(r"\bclassifiers?\.")}
+_OPEN = {"heads": _HEADS, "classifiers": re.compile(r"\b(?:classifiers?|scores)\.")}
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

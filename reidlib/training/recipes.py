@@ -105,6 +105,8 @@ class Recipe:
     def _check_losses(self) -> None:
         if not (self.cross_entropy_weight or self.triplet_weight or self.circle_weight):
             raise ValueError("nothing to learn from: cross_entropy_weight, triplet_weight or circle_weight is above 0")
+        if self.freeze and not self.cross_entropy_weight:
+            raise ValueError("freeze needs a cross entropy for what stays open: set freeze=0, or its weight above 0")
         for loss in ("triplet", "circle"):
             used = getattr(self, f"{loss}_weight") > 0
             if used and not self.pk:
