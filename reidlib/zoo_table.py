@@ -103,9 +103,18 @@ def show(table: "pd.DataFrame", rows: int = 0, *, sort: str = "") -> Any:
         cells.append(line.values())
     notes = "".join(f"<br><sup>{number}</sup> {escape(why)}" for why, number in reasons.items())
     said = f"{len(table)} published results" + f", the first {len(cells)} shown" * (len(cells) < len(table))
-    units = "parameters in millions, multiply-adds in billions, counted here and as printed; a mAP leads to its weights"
-    box = f'<div style="max-height: 32em; overflow: auto">{_html(columns, cells)}</div>'
+    units = (
+        "parameters in millions, multiply-adds in billions, counted here and as printed; each mAP links to its weights"
+    )
+    box = f'<div style="max-height: 32em; overflow: auto">{_html(columns, cells, wrap=False)}</div>'
     return HTML(f"<p>{said}; {units}.</p>{box}<p><small>{notes.removeprefix('<br>')}</small></p>")
+
+
+def plain(table: "pd.DataFrame") -> Any:
+    """A small table as HTML, its text on the left."""
+    from IPython.display import HTML
+
+    return HTML(_html(table.columns, table.itertuples(index=False)))
 
 
 def browse_table(table: "pd.DataFrame", *, rows: int = 0, **chosen: Any) -> Any:
@@ -143,8 +152,8 @@ def differences() -> "pd.DataFrame":
             if printed:
                 reasons.setdefault((what, why), []).append(100 * (float(printed) / here - 1) if why else 0)
     rows = [(what, why or "as here", len(off), round(max(off, key=abs), 1)) for (what, why), off in reasons.items()]
-    table = pd.DataFrame(rows, columns=["what", "why it is printed otherwise", "figures", "off by at most (%)"])
-    return table.sort_values(["what", "figures"], ascending=False, kind="stable").set_index("what")
+    table = pd.DataFrame(rows, columns=["printed", "beside what is counted here", "figures", "off by at most (%)"])
+    return table.sort_values(["printed", "figures"], ascending=False, kind="stable", ignore_index=True)
 
 
 def cost_figure(dataset: str, score: str = "mAP") -> Any:
@@ -218,9 +227,9 @@ def card_page(shown: Card) -> Any:
         "results": _html(("source", "trained on", "tested on", "loss", "Rank-1", "mAP", ""), results),
         "weights": _html(("how", "where"), weights),
     }
-    none = "<p>None was published.</p>"
-    pages = (f"<h4>{title}</h4>{none if '<td' not in html else html}" for title, html in sections.items())
-    return HTML(f"<h3>{shown.name}</h3>" + "".join(pages))
+    pages = [f"<h3>{shown.name}</h3>"]
+    pages += [f"<h4>{title}</h4>{html}" for title, html in sections.items() if "<td" in html]
+    return HTML("".join(pages) + "<p>No weights were published.</p>" * (not weights))
 
 
 def browse_cards(names: Sequence[str], **how: Any) -> Any:
@@ -256,29 +265,37 @@ def speed(
 ) -> tuple[float, float]:
     """Milliseconds for one image, and images a second in batches of `batch`, on this computer.
 
-    Fresh weights in eval mode, float32, black images; each the median of the runs that fit into `seconds`.
+    Fresh weights in eval mode, float32, black images; of the runs that fit into `seconds` the quickest counts, which
+    other work on the computer disturbs least.
     """
     model = create_model(name, num_classes=1, num_cameras=1).eval().to(device)
-    medians = []
+    best = []
     with torch.inference_mode():
         for count in (1, batch):
             images = torch.zeros(count, 3, *model.input_size, device=device)
             camids = torch.zeros(count, dtype=torch.int64, device=device)
             times: list[float] = []
             end = time.perf_counter() + seconds
-            while len(times) < 3 or time.perf_counter() < end:
+            while len(times) < 3 or time.perf_counter() < end:  # the first warms up
                 start = time.perf_counter()
                 model(images, camids).sum().item()  # waits for a GPU
                 times.append(time.perf_counter() - start)
-            medians.append(sorted(times[1:])[len(times) // 2 - 1])  # the first warms up
-    return 1e3 * medians[0], batch / medians[1]
+            best.append(min(times))
+    return 1e3 * best[0], batch / best[1]
 
 
 def _shape(sizes: Sequence[int]) -> str:
     return " × ".join(map(str, sizes))
 
 
-def _html(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    titles = "".join(f'<th style="text-align: left; position: sticky; top: 0">{title}</th>' for title in head)
-    lines = ("<tr>" + "".join(f'<td style="text-align: left">{cell}</td>' for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+def _html(head: Sequence[str], rows: Iterable[Iterable[object]], *, wrap: bool = True) -> str:
+    """A table with its text on the left; the first column, and all without `wrap`, keep to one line."""
+    left, line = "text-align: left", "text-align: left; white-space: nowrap"
+    titles = "".join(f'<th style="{line}; position: sticky; top: 0">{title}</th>' for title in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="{left if wrap and i else line}">{cell}</td>' for i, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"

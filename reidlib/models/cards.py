@@ -4,6 +4,7 @@ Everything is read off the model itself, built and run on the meta device: no me
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from reidlib.models import Complexity, complexity, create_model
 from reidlib.models.costs import CAMERAS, IDENTITIES, Figure, figures
-from reidlib.models.published import Published, published
+from reidlib.models.published import SOURCES, Published, published
 from reidlib.models.weights import Weights, published_weights
 from reidlib.models.zoo import MODELS
 
@@ -59,18 +60,30 @@ def card(name: str) -> Card:
         *(model.name, model.family, same_network(model.name), MODELS[model.name].recipe),
         *(model.input_size, model.mean, model.std, model.feature_dim, complexity(model)),
         *(cam_name, cam_map, tuple(_parts(model.network, shapes))),
-        *(figures(model.name), published(model.name), tuple(published_weights(model.name).values())[::-1]),
+        *(figures(model.name), published(model.name), tuple(sorted(published_weights(model.name).values(), key=_age))),
     )
 
 
-def same_network(name: str) -> tuple[str, ...]:
-    """The other names whose declarations wire the same trunk and head, whatever the project and its weights."""
+def _age(weights: Weights) -> int:
+    return -list(SOURCES).index(weights.row.table)
 
-    def network(key: str) -> tuple[object, ...]:
+
+def same_network(name: str) -> tuple[str, ...]:
+    """The other names that are declared with the same trunk, head and wiring, whatever the project and its weights."""
+
+    def network(key: str) -> object:
         spec = MODELS[key]
-        return spec.wiring, spec.backbone, spec.head, spec.input_size
+        return _declared((spec.wiring, spec.backbone, spec.head, spec.input_size))
 
     return tuple(other for other in MODELS if other != name and network(other) == network(name))
+
+
+def _declared(value: object) -> object:
+    """Partial functions as what they hold, since two of them are never equal; where weights start from is left out."""
+    if isinstance(value, partial):
+        named = sorted((key, _declared(entry)) for key, entry in value.keywords.items() if key != "imagenet")
+        return value.func, _declared(value.args), tuple(named)
+    return tuple(map(_declared, value)) if isinstance(value, tuple) else value
 
 
 def _shapes(model: nn.Module) -> tuple[dict[nn.Module, tuple[int, ...]], tuple[int, int, int]]:
