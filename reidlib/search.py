@@ -43,6 +43,7 @@ def search(
     points = dict(_points(names, given, grid))
     state = _state(folder, batch.sort_parameters(names, given), grid)
     state["points"] |= {name: axes for name, (axes, _) in points.items()}
+    folder.write_json("search.json", state)
     for at, (name, (_, values)) in enumerate(points.items(), 1):
         if progress:
             print(f"{at}/{len(points)} {folder.name}/{name}", flush=True)
@@ -163,17 +164,17 @@ def _percent(score: dict[str, Any]) -> str:
     return f"{100 * score['mean']:.1f}" + ("" if score["std"] is None else f" ± {100 * score['std']:.1f}")
 
 
-def picture(folder: Run, data: str) -> "Figure":
-    """Every run's scores on data set `data` as dots, a row a setting, with mean and spread."""
+def pictures(folder: Run) -> dict[str, "Figure"]:
+    """For each data set every run's scores as dots, a row a setting, with mean and spread."""
     from reidlib.plots import score_spread
 
-    rows = {}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in spread(folder):
         label = ", ".join(f"{axis} {value}" for axis, value in _plain(entry["setting"]).items()) or "all seeds"
-        rows[label] = entry["results"].get(data, {})
-    shown = [score for score in _DRAWN if any(score in row for row in rows.values())]
-    panels = {score: {label: row[score]["values"] for label, row in rows.items() if score in row} for score in shown}
-    return score_spread(panels, title=f"{folder.name} on {data}")
+        for data, row in entry["results"].items():
+            for score in (score for score in _DRAWN if score in row):
+                rows.setdefault(data, {}).setdefault(score, {})[label] = row[score]["values"]
+    return {data: score_spread(panels, title=f"{folder.name} on {data}") for data, panels in rows.items()}
 
 
 def _write_scores(folder: Run) -> None:
@@ -186,5 +187,5 @@ def _write_scores(folder: Run) -> None:
     with whole_file(folder.path / "table.csv") as part:
         pd.DataFrame(rows + failed).to_csv(part, index=False)
     folder.write_json("result.json", {"over": SEED, "settings": spread(folder)})
-    for data in dict.fromkeys(row["data set"] for row in rows):
-        folder.save_figure(picture(folder, data), data)
+    for data, figure in pictures(folder).items():
+        folder.save_figure(figure, data)

@@ -15,7 +15,7 @@ from test_batch import write
 
 from reidlib import batch, plots
 from reidlib.runs import Run
-from reidlib.search import picture, search, spread, table
+from reidlib.search import pictures, search, spread, table
 
 PARAMETERS = (
     'run: str = ""  # run folder\nlr: float = 0.1  # rate\nseed: int = 0  # of everything\n'
@@ -112,6 +112,21 @@ def test_what_ended_well_is_not_run_again(ran: list) -> None:
     assert ran[6:] == [("train", "s/seed=1"), ("test", "s/seed=1")]
 
 
+def test_a_search_that_was_killed_in_its_first_point_goes_on(ran: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = batch.run_notebook
+
+    def killed(name: str, values: dict, *, progress: bool = False) -> Path:
+        Run.create(values["run"], values).begin()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "run_notebook", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(["train"], {"run": "s"}, {"seed": [0, 1]})
+    monkeypatch.setattr(batch, "run_notebook", whole)
+    assert spread(search(["train"], {"run": "s"}, {"seed": [0, 1]}))[0]["seeds"] == 2
+    assert len(ran) == 2
+
+
 def test_a_point_that_fails_is_noted_and_the_others_go_on(ran: list, capsys) -> None:
     arguments = ["train", "-p", "run", "s", "--grid", "lr", "9", "0.01", "--grid", "seed", "0", "1"]
     assert batch.main(arguments) == 1
@@ -179,7 +194,7 @@ def test_points_are_runs_like_any_other(ran: list, monkeypatch: pytest.MonkeyPat
 
 def test_the_picture_shows_every_run(ran: list) -> None:
     folder = search(["train"], {"run": "s"}, {"lr": [0.01, 0.02], "seed": [0, 1, 5]})
-    figure = picture(folder, "toy")
+    figure = pictures(folder)["toy"]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["mAP (%)", "rank1 (%)"]
     dots = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     assert [sorted(d) for d in dots] == [pytest.approx([10, 11, 15]), pytest.approx([20, 21, 25])]
@@ -191,7 +206,8 @@ def test_the_picture_shows_every_run(ran: list) -> None:
 QUICK = ["-p", "dataset", "synthetic-tiny", "-p", "epochs", "2", "-p", "people", "4", "-p", "run", "s"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_search_that_is_killed_goes_on_where_it_was(tiny, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "reidlib.batch", "train", *QUICK, "--grid", "seed", "0", "1"]
     first = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
