@@ -6,7 +6,10 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "style": ("save",),
-        "pictures": ("contact_sheet", "class_sheet", "batch_sheet", "rank_list", "rank_list_rows", "cam_figure", "overlay"),
+        "pictures": (
+            *("contact_sheet", "class_sheet", "batch_sheet"),
+            *("rank_list", "rank_list_rows", "cam_figure", "overlay"),
+        ),
         "curves": ("training_curves", "cmc_curves", "ap_histogram", "score_matrix", "score_spread"),
         "cam": ("feature_cam", "similarity_cam"),
         "tsne": ("tsne_map", "tsne_figure", "tsne_pictures"),
