@@ -37,7 +37,7 @@ def margin_cosines(cosines: Tensor, labels: Tensor, kind: str, margin: float) ->
     its own from where it should be. Times a scale, they are the logits of a cross entropy.
     """
     x = cosines.float()
-    own = F.one_hot(labels, x.shape[1]).bool()
+    own = labels[:, None] == torch.arange(x.shape[1], device=x.device)
     if kind == "cosface":
         return torch.where(own, x - margin, x)
     if kind == "arcface":
