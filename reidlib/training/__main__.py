@@ -1,7 +1,7 @@
 """Train from a run's own parameters, in as many processes as torchrun, accelerate or Slurm start.
 
     torchrun --nproc-per-node 2 -m reidlib.training runs/first/params.json
-    accelerate launch --num_processes 2 -m reidlib.training runs/first/params.json
+    accelerate launch --multi_gpu --num_processes 2 -m reidlib.training runs/first/params.json
 
 The file is that of a run (which is gone on with), or one of your own with the same entries and a name under "run".
 """
