@@ -291,7 +291,8 @@ def _shape(sizes: Sequence[int]) -> str:
 def _html(head: Sequence[str], rows: Iterable[Iterable[object]], *, wrap: bool = True) -> str:
     """A table with its text on the left; the first column, and all without `wrap`, keep to one line."""
     left, line = "text-align: left", "text-align: left; white-space: nowrap"
-    titles = "".join(f'<th style="{line}; position: sticky; top: 0">{title}</th>' for title in head)
+    over = "position: sticky; top: 0; background: var(--jp-layout-color0, white)"  # what scrolls below the titles
+    titles = "".join(f'<th style="{line}; {over}">{title}</th>' for title in head)
     body = "".join(
         "<tr>"
         + "".join(f'<td style="{left if wrap and i else line}">{cell}</td>' for i, cell in enumerate(row))

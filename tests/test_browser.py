@@ -168,3 +168,35 @@ def test_the_monitor_follows_a_run_of_another_process(lab: tuple[str, Path], bro
     live = next(cell for cell in cells if "monitor.follow" in "".join(cell["source"]))
     assert len(live["outputs"]) == 2  # one text and one picture, however often they were renewed
     page.close()
+
+
+@pytest.mark.timeout(300)
+def test_the_zoo_is_searched_sorted_and_filtered(lab: tuple[str, Path], browser, tmp_path: Path) -> None:
+    """The fields above its table redraw it, and the one above the card shows another model's."""
+    url, folder = lab
+    book = folder / "zoo.ipynb"
+    book.write_text(book.read_text().replace("seconds: float = 1.0", "seconds: float = 0.0"))
+    page, _ = run_all(browser, url, folder, "zoo")
+    area = page.locator(".jp-OutputArea:has(input[placeholder='any words'])").last
+    told, first = area.locator("p").first, area.locator("tbody tr").first.locator("td").first
+    told.get_by_text("86 published results").wait_for(timeout=30_000)
+    assert first.text_content() == "mgn_sbs_S50_ibn_fastreid"
+    area.scroll_into_view_if_needed()
+    area.screenshot(path=tmp_path / "table.png")
+
+    area.locator("input[placeholder='any words']").fill("osnet ibn")
+    told.get_by_text("2 published results").wait_for(timeout=30_000)
+    area.locator("select").nth(1).select_option("any")
+    told.get_by_text("3 published results").wait_for(timeout=30_000)
+    area.locator("select").nth(4).select_option("mINP")
+    area.get_by_label("largest first").uncheck()
+    first.get_by_text("osnet_ibn_x1_0_dpr").wait_for(timeout=30_000)
+    area.screenshot(path=tmp_path / "chosen.png")
+
+    card = page.locator(".jp-OutputArea:has(h3:text-is('osnet_x1_0'))").last
+    page.locator(".jp-OutputArea select").last.select_option("vit_transreid")
+    page.locator(".jp-OutputArea h3:text-is('vit_transreid')").wait_for(timeout=60_000)
+    assert card.count() == 0
+    page.locator(".jp-OutputArea h3:text-is('vit_transreid')").scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "card.png")
+    page.close()
