@@ -1,7 +1,7 @@
 """A result beside what was published for the same model, training set and test set: reached, or why perhaps not.
 
-Reached is a difference of 0.3 points or less in Rank-1 and in mAP: about what other library versions, JPEG decoders and
-printed digits amount to. Beyond that, whatever is known to differ between the two sides is named, the likeliest first.
+Reached is a difference of 0.3 points or less in Rank-1 and in mAP. Beyond that, whatever is known to differ between the
+two sides is named, the likeliest first.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -65,7 +65,7 @@ def create_model(
         spec = replace(spec, backbone=with_imagenet(spec.backbone, name, reports))
     elif weights:
         found = find_weights(name, weights)
-        file, _ = found.fetch()
+        file, digest = found.fetch()
         state = checkpoints.read_state_dict(file)
         classes, cameras = checkpoints.trained_for(state, spec.family)
         num_classes = classes if num_classes is None else num_classes
@@ -80,7 +80,7 @@ def create_model(
         if min(sides) >= least:
             if state is not None:
                 model.report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
-                found.accept(file)
+                found.accept(file, digest)
             model.report = reports[0] if reports else model.report
             model.init = str(weights) or model.init
             return model

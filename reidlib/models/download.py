@@ -34,36 +34,39 @@ class _Cut(Exception):
 
 
 def fetch(link: str, path: str | Path, *, progress: bool | None = None, timeout: float = 30.0) -> str:
-    """Bring what `link` serves to `path`, unless it is there; returns its sha256, as `checked` does.
+    """Bring what `link` serves to `path`, unless it is there; returns its sha256.
 
     A server is asked for the rest only if it says by ETag or date that the file is still the same. Of several processes
-    that want it one fetches and the others wait. `timeout`: seconds without a byte. `progress`:
-    None for a bar on terminals only. DownloadError says in one sentence what is wrong; what has come is kept.
+    that want it one fetches and the others wait. `timeout`: seconds without a byte. `progress`: None for a bar on
+    terminals only. DownloadError says in one sentence what is wrong, a file that is not what it was at first use
+    included; what has come is kept.
     """
     path = Path(path)
     if not path.is_file():
         with _alone(path):
             if not path.is_file():
                 _download(link, path, progress, timeout)
-    return checked(path, link)
+    digest = checked(path)
+    note(path, link, digest)
+    return digest
 
 
-def checked(path: Path, link: str = "", *, record: bool = True) -> str:
-    """The sha256 of `path`. DownloadError where it differs from what `<name>.json` beside it says.
-
-    Where nothing is said there yet, `record` writes it, if the folder can be written to.
-    """
+def checked(path: Path) -> str:
+    """The sha256 of `path`. DownloadError where `<name>.json` beside it says another."""
     digest = sha256(path)
-    known = _record(path)
-    if (first := known.get("sha256", digest)) != digest:
+    if (first := _record(path).get("sha256", digest)) != digest:
         raise DownloadError(
             f"{path} has changed since its first use (sha256 {first[:12]}… then, {digest[:12]}… now): delete it to "
             f"fetch it again, or {_beside(path).name} beside it to accept it as it is"
         )
-    if record and "sha256" not in known:
+    return digest
+
+
+def note(path: Path, link: str, digest: str) -> None:
+    """Write into `<name>.json` what the first use found, unless it is there or the folder cannot be written to."""
+    if "sha256" not in _record(path):
         with suppress(OSError):
             _write_record(path, {"link": link, "size": path.stat().st_size, "sha256": digest})
-    return digest
 
 
 def _beside(path: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from reidlib.files import sha256
-from reidlib.models.download import checked, fetch
+from reidlib.models.download import checked, fetch, note
 from reidlib.models.published import Published, published
 from reidlib.models.zoo import known
 from reidlib.paths import run_folder, weights_root
@@ -85,7 +85,7 @@ class Weights:
         stem = _stem(self.file_name)
         there = [path for path in (root / f"{stem}{suffix}" for suffix in _SUFFIXES) if path.is_file()]
         if there:
-            return there[0], checked(there[0], self.row.link, record=False)
+            return there[0], checked(there[0])
         if self.by_hand:
             raise FileNotFoundError(
                 f"the weights {self.name} of {self.model} ask for a person: open {self.row.link} in a browser and put "
@@ -94,10 +94,10 @@ class Weights:
         path = Path(get_dir()) / "checkpoints" / self.file_name
         return path, fetch(self.row.link, path, progress=progress)
 
-    def accept(self, file: Path) -> None:
-        """Note the hash of `file`, which `fetch` gave and which fits: another one will be refused."""
+    def accept(self, file: Path, digest: str) -> None:
+        """Note the hash of what `fetch` gave, now that it fits: another file will be refused."""
         if self.row is not None:
-            checked(file, self.row.link)
+            note(file, self.row.link, digest)
 
 
 def published_weights(model: str) -> dict[str, Weights]:
@@ -125,7 +125,7 @@ def find_weights(model: str, weights: str | Path) -> Weights:
     if path.is_file():
         return Weights(model, text, file=path)
     for folder in (path, run_folder(text)):
-        if (folder / "model.json").is_file():
+        if (folder / "model.json").is_file() and (folder / "model.safetensors").is_file():
             return Weights(model, folder.name, file=folder / "model.safetensors", run=folder)
     if path.parent != Path() or path.suffix in _SUFFIXES:
         raise FileNotFoundError(f"no weights at {path}: neither a file nor the folder of a run is there")
