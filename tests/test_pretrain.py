@@ -1,7 +1,9 @@
 """Pretraining: a folder a class, crops, top-1 and top-5, and a run that training starts from."""
 
 import math
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,8 @@ from reidlib.data.loaders import class_loaders
 from reidlib.data.transforms import random_resized_crop
 from reidlib.runs import Run
 from reidlib.seeds import seeded, torch_generator_for
-from reidlib.training import Recipe, Setup
-from reidlib.training.pretrain import classify, pretrain, rank_of
+from reidlib.training import Recipe, Setup, class_recipe
+from reidlib.training.pretrain import PRETRAIN, classify, pretrain, rank_of
 
 # The folder
 
@@ -267,3 +269,37 @@ def test_what_cannot_be_pretrained_is_said_before_anything_is_written(people: Cl
         with pytest.raises(ValueError, match=said):
             pretrain(model, people, Run.create("bad", {}), recipe)
     assert not Run.folder("bad").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_share_batches_and_validation(people: ClassDataset) -> None:
+    recipe = class_recipe("toy", {"epochs": 1, "people": 8, "height": 64, "width": 32, "warmup": 0})
+    params = asdict(recipe) | {"task": PRETRAIN, "recipe": "toy", "model": "osnet_x0_25", "init": "random"}
+    params |= {"dataset": "synthetic-tiny", "input_size": [64, 32], "num_processes": 2, "cpu": True}
+    model = reidlib.create_model("osnet_x0_25", num_classes=12, input_size=(64, 32))
+    run = Run.create("two", params)
+    history = pretrain(model, people, run, recipe, Setup(num_processes=2, cpu=True))
+    assert [row["epoch"] for row in history] == [0, 1]
+    _, val = class_loaders(people, model.input_size, batch=8)
+    assert classify(model.eval(), val) == pytest.approx({key: history[1][key] for key in ("top1", "top5")})
+
+
+# The notebook
+
+
+@pytest.mark.timeout(600)
+def test_the_notebook_leaves_its_table_and_is_no_run_to_test(tiny, tmp_path: Path) -> None:
+    quick = ["-p", "run", "pre", "-p", "dataset", "synthetic-tiny", "-p", "epochs", "1", "-p", "batch", "16"]
+    call = [sys.executable, "-m", "reidlib.batch", "pretrain", *quick]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout
+    assert "mAP" not in done.stdout
+    run = Run(Run.folder("pre"))
+    assert run.params["people"] == 16
+    result = run.read_json("result.json")
+    assert result["init"] == "random"
+    assert result["results"]["synthetic-tiny"]["top1"] == run.metrics[-1]["top1"]
+    assert not Run.all()  # not what the test notebook is to open by itself
+    assert (run.path / "figures" / "classes.png").is_file()

@@ -35,6 +35,15 @@ class ClassDataset:
     val: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def camera_labels(self) -> dict[int, int]:
+        """None: nobody says which camera took a picture."""
+        return {}
+
     def fingerprint(self) -> str:
         """A hash over every picture's place and class; files are not opened, for there may be a million."""
         digest = hashlib.sha256("\n".join(self.classes).encode())

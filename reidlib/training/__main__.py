@@ -18,31 +18,36 @@ from pathlib import Path
 from typing import Any
 
 import reidlib
+from reidlib.data.folders import load_classes
 from reidlib.runs import Run
 from reidlib.seeds import seeded
-from reidlib.training import Recipe, Setup, fit
+from reidlib.training import Recipe, Setup, class_recipe, fit, pretrain
 from reidlib.training.loop import History, batch_line
+from reidlib.training.pretrain import PRETRAIN
 from reidlib.training.processes import WATCHED, place
+
+
+def _recipe(params: dict[str, Any]) -> Recipe:
+    return (class_recipe if params.get("task") == PRETRAIN else Recipe.of)(params.get("recipe") or "toy", params)
 
 
 def complete(params: dict[str, Any]) -> dict[str, Any]:
     """`params` with every setting of recipe and set-up, as the params.json of a run has them."""
-    recipe = Recipe.of(params.get("recipe") or "toy", params)
+    recipe = _recipe(params)
     size = [recipe.height, recipe.width] if recipe.height else None
     return asdict(recipe) | asdict(Setup.of(params)) | {"input_size": size} | params
 
 
 def train_from(params: dict[str, Any], run: Run) -> History:
-    """What the train notebook trains with these parameters, as params.json holds them."""
-    recipe, setup = Recipe.of(params.get("recipe") or "toy", params), Setup.of(params)
+    """What the train notebook, or the pretrain notebook, trains with these parameters, as params.json holds them."""
+    recipe, setup = _recipe(params), Setup.of(params)
     rank, world = place()
     size = tuple(params["input_size"]) if params["input_size"] else None
-    data = reidlib.load_dataset(
-        params["dataset"],
-        image_size=size or (256, 128),
-        combineall=params.get("combineall", False),
-        tested_on=params.get("tested_on", ""),
-    )
+    if params.get("task") == PRETRAIN:
+        data, run_through = load_classes(params["dataset"], image_size=size or (256, 128)), pretrain
+    else:
+        chosen = {name: params[name] for name in ("combineall", "tested_on") if name in params}
+        data, run_through = reidlib.load_dataset(params["dataset"], image_size=size or (256, 128), **chosen), fit
     with seeded(recipe.seed, "weights"):
         model = reidlib.create_model(
             params["model"],
@@ -53,7 +58,8 @@ def train_from(params: dict[str, Any], run: Run) -> History:
         )
     if rank == 0:
         print(batch_line(recipe, setup, world), flush=True)
-    return fit(model, data, run, recipe, setup, on_epoch=lambda history: print(json.dumps(history[-1]), flush=True))
+    told = {"on_epoch": lambda history: print(json.dumps(history[-1]), flush=True)}
+    return run_through(model, data, run, recipe, setup, **told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

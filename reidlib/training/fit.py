@@ -33,11 +33,7 @@ def fit(
     one of several processes already, they are started from the run's params.json, which must then say all of this.
     """
     if setup.num_processes > 1 and place()[1] == 1:
-        with run.lock():
-            run.begin()
-        run_processes(run, setup.num_processes, on_epoch)
-        run.load_weights(model)
-        return run.metrics
+        return run_processes(model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     loader = train_loader(

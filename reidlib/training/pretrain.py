@@ -18,9 +18,11 @@ from reidlib.data.transforms import build_augmentation, random_resized_crop
 from reidlib.errors import unknown_name
 from reidlib.runs import Run
 from reidlib.training.loop import History, OnEpoch, Setup, begin, train
+from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import Recipe
 
 _DEFAULT = Setup()
+PRETRAIN = "pretrain"  # the "task" in the params.json of such a run
 
 # A batch is `people` pictures. "imagenet": Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677, their
 # baseline for ResNet-50, 76.4 top-1 in the original architecture; norms decay here as well, as in `build_optimizer`.
@@ -67,14 +69,17 @@ def pretrain(
 
     A batch holds `recipe.people` × `recipe.images` pictures drawn from all; `recipe.augment` follows the random crop.
     Best is the highest top-1 of the validation pictures. What it returns and raises: see `loop.train`; ValueError also
-    where model and set disagree on the number of classes, or the recipe wants batches of people.
+    where model and set disagree on the number of classes, or the recipe wants batches of people. With
+    `setup.num_processes` see `fit`; its params.json then has `PRETRAIN` under "task".
     """
-    if model.num_classes != len(dataset.classes):
+    if model.num_classes != dataset.num_classes:
         raise ValueError(
-            f"{dataset.name} has {len(dataset.classes)} classes, {model.name} was built for {model.num_classes}"
+            f"{dataset.name} has {dataset.num_classes} classes, {model.name} was built for {model.num_classes}"
         )
     if recipe.pk:
         raise ValueError("classes are not drawn by person: set pk=False, or choose a recipe for pretraining")
+    if setup.num_processes > 1 and place()[1] == 1:
+        return run_processes(model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     loader, val = class_loaders(
         dataset,

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from reidlib.runs import Run
 
 WATCHED = "REID_WATCHED"  # set for processes whose standard input closes when whoever started them is gone
@@ -20,12 +22,15 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def run_processes(run: Run, count: int, on_epoch: Any = None) -> None:
+def run_processes(model: nn.Module, run: Run, count: int, on_epoch: Any = None) -> list[dict[str, Any]]:
     """Train the run in `count` processes of `python -m reidlib.training`; `on_epoch(history)` as its metrics grow.
 
+    The run's params.json says what is trained; `model` gets its weights at the end. Returns one dict an epoch.
     When one of them dies the others are ended. Raises what it said where that is a ValueError, OSError or
     FloatingPointError, and RuntimeError otherwise.
     """
+    with run.lock():
+        run.begin()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,6 +65,8 @@ def run_processes(run: Run, count: int, on_epoch: Any = None) -> None:
         if any(codes):
             said = [Path(folder, str(rank)).read_text(errors="replace") for rank in range(count)]
             raise _first_failure(codes, said)
+    run.load_weights(model)
+    return run.metrics
 
 
 def _first_failure(codes: list[int | None], said: list[str]) -> Exception:
