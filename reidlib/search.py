@@ -35,15 +35,24 @@ def search(
 
     `given` are the parameters that all points share; its `run` names the folder. A value may be a text, as on a command
     line. A notebook that ended well is not run again, a training that was interrupted goes on. A point that fails is
-    noted in search.json, and the others go on. Raises ValueError, before anything runs, for a parameter that no
-    notebook knows or that is both given and searched, and where the folder holds another search.
+    noted in search.json, and the others go on. Before anything runs, raises ValueError for a parameter that no notebook
+    knows or that is both given and searched, and where the folder holds another search; OSError where another process
+    is at it.
     """
     given = {name: _text(value) for name, value in given.items()}
     folder = Run(Run.folder(given.pop("run", "") or "-".join(["search", *grid])))
     points = dict(_points(names, given, grid))
-    state = _state(folder, batch.sort_parameters(names, given), grid)
-    state["points"] |= {name: axes for name, (axes, _) in points.items()}
-    folder.write_json("search.json", state)
+    with folder.lock():
+        state = _state(folder, batch.sort_parameters(names, given), grid)
+        state["points"] |= {name: axes for name, (axes, _) in points.items()}
+        folder.write_json("search.json", state)
+        _run_points(folder, points, state, progress=progress)
+    return folder
+
+
+def _run_points(
+    folder: Run, points: dict[str, tuple[Values, dict[str, Values]]], state: dict[str, Any], *, progress: bool
+) -> None:
     for at, (name, (_, values)) in enumerate(points.items(), 1):
         if progress:
             print(f"{at}/{len(points)} {folder.name}/{name}", flush=True)
@@ -56,7 +65,6 @@ def search(
                 print(f"  {error}", flush=True)
         folder.write_json("search.json", state)
         _write_scores(folder)
-    return folder
 
 
 def _points(
@@ -89,7 +97,7 @@ def _state(folder: Run, notebooks: dict[str, Values], grid: Mapping[str, Sequenc
     new = json.loads(json.dumps({"grid": list(grid), "notebooks": notebooks, "points": {}, "failed": {}}))
     old = folder.read_json("search.json")
     if not old:
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if folder.path.exists() and any(path.name != ".lock" for path in folder.path.iterdir()):
             raise ValueError(f"{folder.path} exists and is not the folder of a search: choose another `run`")
         return new
     wrong = [] if old["grid"] == new["grid"] else [f"over {', '.join(old['grid'])}"]

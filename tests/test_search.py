@@ -62,7 +62,9 @@ def test_every_combination_is_a_run_folder(ran: list) -> None:
     ]
     assert Run(folder.path / "lr=0.02,seed=1").params["lr"] == 0.02
     assert Run(folder.path / "lr=0.02,seed=1").params["epochs"] == 2
-    assert {p.name for p in folder.path.iterdir() if p.is_file()} == {"search.json", "table.csv", "result.json"}
+    assert {p.name for p in folder.path.iterdir() if p.is_file()} == {
+        "search.json", "table.csv", "result.json", ".lock",
+    }  # fmt: skip
     assert {p.name for p in (folder.path / "figures").iterdir()} == {"toy.png", "other.png"}
 
 
@@ -171,6 +173,17 @@ def test_a_folder_that_is_no_search_is_left_alone(ran: list) -> None:
     Run.create("s", {}).begin()
     with pytest.raises(ValueError, match="is not the folder of a search"):
         search(["train"], {"run": "s"}, {"seed": [0]})
+
+
+def test_a_search_that_another_process_is_at_is_left_to_it(ran: list) -> None:
+    code = "from reidlib.runs import Run\nwith Run(Run.folder('s')).lock(): print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(OSError, match=r"by process .*: wait, or choose another `run`"):
+        search(["train"], {"run": "s"}, {"seed": [0]})
+    other.communicate(b"\n")
+    search(["train"], {"run": "s"}, {"seed": [0]})
+    assert len(ran) == 1
 
 
 def test_values_of_a_list_are_one_value_each(ran: list) -> None:
