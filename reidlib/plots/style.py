@@ -64,7 +64,11 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # a user's matplotlibrc or a seaborn theme must not change what is saved
             matplotlib.rcParams.update(_RC)
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            for title in [figure._suptitle, *(axes._left_title for axes in figure.axes)]:
+                if title is not None:
+                    title.set_wrap(True)  # a long name goes on in a second line, not beyond the edge
+            return figure
 
     return wrapped
 
