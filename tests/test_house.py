@@ -189,7 +189,8 @@ def test_the_train_notebook_takes_every_setting_of_a_recipe() -> None:
 
 
 def test_there_is_a_notebook_for_each_task() -> None:
-    assert {"dataset", "train", "test", "ranklist", "gradcam", "tsne"} <= {path.stem for path in NOTEBOOKS}
+    asked = {"dataset", "train", "test", "ranklist", "gradcam", "tsne", "pretrain", "monitor", "search"}
+    assert asked <= {path.stem for path in NOTEBOOKS}
 
 
 # The tree
