@@ -48,6 +48,8 @@ setup: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/evaluator.py
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/memory.py
 
 zoo: $(READY)
 	$(BIN)/python -m reidlib.models.zoo_page

@@ -1,112 +1,213 @@
-"""Images per second of training, beside the plain loop of the original projects, and where the time goes.
+"""What a training step costs: this workbook beside the plain loop that the original projects run, in one process.
 
-    python benchmarks/training.py [--models NAME,...] [--images 256] [--epochs 3] [--workers 2] [--device cuda]
+    python benchmarks/training.py [--threads 2] [--steps 8] [--device cpu] [--models NAME,...]
 
-Both ways train the same network on the same pictures (drawn people, 256 x 128, JPEG), from their files on, in one
-process after the other; the best epoch of each counts. The plain way is that of `benchmarks/plain.py`; this
-workbook's is `reidlib.fit` as it is. Writes training.md.
+Plain: float32, channels first, Pillow and torchvision's transforms picture by picture in torch's default loader,
+normalised on the CPU, the loss read at each step. The workbook: the loop of `reidlib.fit` on the packed set. The same
+model, pictures, batch, loss and optimizer; the two take turns, the better of two epochs each. Writes training.md.
 """
 
 import argparse
+import copy
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
-from plain import train_plainly
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
 
-from reidlib import create_model, fit, load_dataset
-from reidlib.data.samples import ReIDDataset
+import reidlib
+from reidlib.data.loaders import train_loader
+from reidlib.data.packing import pack
+from reidlib.data.transforms import build_augmentation
 from reidlib.files import whole_file
-from reidlib.models import ReIDModel
+from reidlib.models import complexity
 from reidlib.runs import Run
-from reidlib.training import Recipe
-from reidlib.training.loop import Setup
+from reidlib.seeds import seeded
+from reidlib.training import Recipe, Setup, loop
+from reidlib.training.losses import Criterion
+from reidlib.training.optim import build_optimizer
 
-MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid")
-PARTS = ("loading", "forward", "backward", "step")
+MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_transreid")
+PHASES = ("loading", "forward", "backward", "step")
+SIZE = (256, 128)
+RECIPE = Recipe(epochs=100, people=8, images=4, lr=3e-4, augment=("random_flip",))
 
 
-def train_here(model: ReIDModel, data: ReIDDataset, *, batch: int, epochs: int, workers: int, cpu: bool) -> dict:
-    """The same figures of `fit`, its parts timed by hooks on model and optimizer."""
-    marks: list[tuple[str, float]] = []
+class Pictures(Dataset):
+    """One decoded, augmented and normalised picture at a time, as the original projects read them."""
 
-    def mark(name: str) -> None:
-        if not cpu:
+    def __init__(self, data: reidlib.ReIDDataset, model: nn.Module) -> None:
+        self.samples, self.labels = data.train, data.labels
+        self.transform = T.Compose(
+            [T.Resize(SIZE), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(model.mean, model.std)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.open(self.samples[i].path).convert("RGB")), self.labels[self.samples[i].pid]
+
+
+class Plain:
+    """The plain loop."""
+
+    def __init__(self, model: nn.Module, data: reidlib.ReIDDataset, device: torch.device) -> None:
+        self.model, self.device = model.to(device), device
+        batch = RECIPE.people * RECIPE.images
+        self.loader = DataLoader(Pictures(data, model), batch, shuffle=True, drop_last=True)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=RECIPE.smoothing)
+
+    def epoch(self, watch: "Watch") -> int:
+        self.model.train()
+        batches, steps, meter = iter(self.loader), len(self.loader), 0.0
+        for _ in range(steps):
+            with watch("loading"):
+                images, labels = next(batches)
+                images, labels = images.to(self.device), labels.to(self.device)
+            with watch("forward"):
+                loss = self.loss(self.model.network(images).logits[0], labels)
+            with watch("backward"):
+                self.optimizer.zero_grad()
+                loss.backward()
+            with watch("step"):
+                self.optimizer.step()
+                meter += loss.item()
+        return steps * self.loader.batch_size
+
+
+class Workbook:
+    """The loop of `reidlib.fit`, watched from outside."""
+
+    def __init__(self, model: nn.Module, data: reidlib.ReIDDataset, device: torch.device, folder: Path) -> None:
+        setup = Setup(cpu=device.type == "cpu")
+        accelerator = loop.begin(setup)
+        loader = train_loader(data, SIZE, people=RECIPE.people, images=RECIPE.images, cache_gib=0)
+        if not loader.dataset.pack:
+            raise RuntimeError("the set is not packed")
+        model.to(accelerator.device, memory_format=torch.channels_last)
+        criterion = Criterion(RECIPE, model).to(accelerator.device)
+        augment, run = build_augmentation(RECIPE.augment), Run(folder)
+        optimizer = build_optimizer(model, RECIPE)
+        self.epochs = loop._Epochs(model, loader, criterion, optimizer, augment, RECIPE, setup, accelerator, None, run)
+        self.at, self.images = 1, len(loader) * RECIPE.people * RECIPE.images
+
+    def epoch(self, watch: "Watch") -> int:
+        def timed(phase: str, function: Callable) -> Callable:
+            def call(*args: Any) -> Any:
+                with watch(phase):
+                    return function(*args)
+
+            return call
+
+        epochs, spent = copy.copy(self.epochs), watch.spent
+        epochs._images, epochs._loss = timed("forward", epochs._images), timed("forward", epochs._loss)
+        epochs._update = timed("step", epochs._update)
+        self.at += 1  # the first epoch of a run also looks for what cannot be repeated
+        start = time.perf_counter()
+        row = epochs(self.at)
+        spent["loading"] = row["loading"] * row["seconds"]
+        spent["backward"] = time.perf_counter() - start - spent["loading"] - spent["forward"] - spent["step"]
+        return self.images
+
+
+class Watch:
+    """`with watch("forward"):` adds to the seconds of a phase; a GPU has finished it by then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.spent = device, dict.fromkeys(PHASES, 0.0)
+
+    def __call__(self, phase: str) -> "Watch":
+        self.phase = phase
+        return self
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-        marks.append((name, time.perf_counter()))
-
-    hooks = [
-        model.register_forward_pre_hook(lambda *_: mark("loading") if model.training else None),
-        model.register_forward_hook(lambda *_: mark("forward") if model.training else None),
-        register_optimizer_step_pre_hook(lambda *_: mark("backward")),
-        register_optimizer_step_post_hook(lambda *_: mark("step")),
-    ]
-    recipe = Recipe(epochs=epochs, people=batch // 4, images=4, eval_every=epochs, lr=3e-4)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            setup = Setup(workers=workers, cpu=cpu)
-            run = Run.create(f"{folder}/run", {})
-            history = fit(model, data, run, recipe, setup, on_epoch=lambda _: mark("epoch"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    seconds = dict.fromkeys(PARTS, 0.0)
-    for (before, start), (name, end) in pairwise(marks):
-        if "epoch" not in (before, name):  # between epochs there are evaluation and checkpoint
-            seconds[name] += end - start
-    return max(history[1:], key=lambda row: row["images_per_second"]) | seconds
+        self.spent[self.phase] += time.perf_counter() - self.start
 
 
-def shares(row: dict) -> str:
-    total = sum(row[part] for part in PARTS)
-    return " / ".join(f"{100 * row[part] / total:.0f}" for part in PARTS)
+def matrix_rate(device: torch.device) -> float:
+    """Multiply-adds a second of the best of five products of square matrices, in the precision of training."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a, best = torch.randn(size, size, device=device, dtype=dtype), 0.0
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = max(best, size**3 / (time.perf_counter() - start))
+    return best
+
+
+def rows(name: str, data: reidlib.ReIDDataset, device: torch.device, rate: float) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        ways = {}
+        for way in ("plain", "workbook"):
+            with seeded(0, "weights"):
+                model = reidlib.create_model(name, num_classes=data.num_classes, input_size=SIZE, num_cameras=6)
+            ways[way] = Plain(model, data, device) if way == "plain" else Workbook(model, data, device, Path(folder))
+        best: dict[str, tuple[float, dict[str, float]]] = {}
+        for turn in range(3):  # the first warms up
+            for way, trained in ways.items():
+                watch, start = Watch(device), time.perf_counter()
+                images = trained.epoch(watch)
+                speed = images / (time.perf_counter() - start)
+                if turn and speed > best.get(way, (0.0,))[0]:
+                    best[way] = speed, watch.spent
+    bound = rate / (3 * complexity(model).macs)  # a backward pass costs two forward ones
+    lines = []
+    for way, (speed, spent) in best.items():
+        shares = " | ".join(f"{100 * spent[phase] / sum(spent.values()):.0f} %" for phase in PHASES)
+        ratio = f"{speed / best['plain'][0]:.2f}"
+        lines.append(f"| {name} | {way} | {speed:.1f} | {ratio} | {shares} | {100 * speed / bound:.0f} % |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8, help="batches an epoch")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", default=",".join(MODELS))
     args = parser.parse_args()
-    full = load_dataset("synthetic-small", image_size=(256, 128))
-    asked = full.query[0].pid  # one person is enough to evaluate, which is not what is measured
-    query, gallery = (tuple(s for s in split if s.pid == asked) for split in (full.query, full.gallery))
-    data = replace(full, train=full.train[: args.images], query=query, gallery=gallery)
-    where = torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "CPU"
-    how = f"{torch.get_num_threads()} threads, {args.workers} loader processes, batches of {args.batch}"
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    data = reidlib.load_dataset("synthetic-small", image_size=SIZE)
+    count = args.steps * RECIPE.people * RECIPE.images
+    if count > len(data.train):
+        parser.error(f"{len(data.train)} pictures make at most {len(data.train) // 32} steps")
+    data = replace(data, train=data.train[:: len(data.train) // count][:count])
+    pack(data, SIZE)
+    rate = matrix_rate(device)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
+    how = (
+        f"{args.threads} thread(s), batches of 32 at 256 × 128, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
     lines = [
         "# What training costs",
         "",
-        f"{where} ({torch.backends.cpu.get_cpu_capability()}), {how}, {len(data.train)} pictures of 256 x 128",
-        f"an epoch, the best of {args.epochs}; torch {torch.__version__}, {time.strftime('%Y-%m-%d')};",
-        "by `python benchmarks/training.py`.",
+        f"{where} ({torch.backends.cpu.get_cpu_capability()}), {how}; by `python benchmarks/training.py`.",
         "",
-        "Images per second of the plain loop of the original projects (`benchmarks/plain.py`) and of `reidlib.fit`;",
-        "then the share of the time, in percent, that goes into loading / forward / backward / step.",
+        "Plain is the loop of the original projects, × how many times as many images per second. The bound is what",
+        f"{rate / 1e12:.3f} T multiply-adds a second would allow, as measured on a plain matrix product.",
         "",
-        "| model | plain | here | ratio | plain: where | here: where |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| model | loop | images per second | × | {' | '.join(PHASES)} | of the bound |",
+        "|---|---|--:|--:|" + "--:|" * (len(PHASES) + 1),
     ]
     for name in args.models.split(","):
-        rows = []
-        for train in (train_plainly, train_here):
-            torch.manual_seed(0)
-            model = create_model(name, num_classes=data.num_classes, input_size=(256, 128))
-            place = {"device": args.device} if train is train_plainly else {"cpu": args.device == "cpu"}
-            samples = data.train if train is train_plainly else data
-            rows.append(train(model, samples, batch=args.batch, epochs=args.epochs, workers=args.workers, **place))
-        plain, here = (row["images_per_second"] for row in rows)
-        figures = f"{plain:.1f} | {here:.1f} | {here / plain:.2f} | {shares(rows[0])} | {shares(rows[1])}"
-        lines.append(f"| {name} | {figures} |")
-        print(lines[-1], flush=True)
+        lines += rows(name, data, device, rate)
+        print("\n".join(lines[-2:]), flush=True)
     with whole_file(Path(__file__).with_suffix(".md")) as part:
         part.write_text("\n".join(lines) + "\n")
 
