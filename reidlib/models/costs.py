@@ -41,7 +41,7 @@ WHY = {
     ),
     "thop-apnet": (
         "its trunk is registered under two names and counted twice",
-        "its trunk is registered under two names: what runs once is counted twice, and that sum is added up twice",
+        "the layers of that trunk are counted twice under each of their two names",
     ),
     "thop-transreid": (
         "tokens and embeddings are no layers and left out; necks, which the feature does not pass, are counted",

@@ -1,44 +1,54 @@
 """`python -m reidlib.models.zoo_page`: count every model anew, then write MODEL_ZOO.md from the tables (`make zoo`)."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from reidlib.files import whole_file
 from reidlib.models import list_models
+from reidlib.models.architectures import MGN
 from reidlib.models.cards import same_network
 from reidlib.models.costs import WHY, Figure, Measured, count, exact, figures, measured, pareto_front
 from reidlib.models.published import SOURCES, Published, published, results
-from reidlib.models.zoo import MODELS
+from reidlib.models.zoo import MODELS, Model
 
 PAGE = Path(__file__).parents[2] / "MODEL_ZOO.md"
 DATASETS = {"market1501": "Market-1501", "dukemtmcreid": "DukeMTMC-reID", "msmt17": "MSMT17"}
-SECTIONS = (  # heading, what to know, families, columns
+SECTIONS: tuple[
+    tuple[str, str, Callable[[Model], bool], dict[str, str]], ...
+] = (  # heading, what to know, models, columns
     (
-        "FastReID",
-        "`bagtricks` (Luo et al.), `agw` (Ye et al.), `sbs` (He et al.) and `mgn` (Wang et al.) on many trunks.",
-        ("fast-reid",),
+        "FastReID: bagtricks, AGW, SBS",
+        "Three recipes (Luo et al., Ye et al., He et al.) on many trunks.",
+        lambda spec: spec.family == "fast-reid" and spec.wiring is not MGN,
+        DATASETS,
+    ),
+    (
+        "FastReID: MGN",
+        "The whole picture, halves and thirds (Wang et al.), with the pools of the same three recipes.",
+        lambda spec: spec.wiring is MGN,
         DATASETS,
     ),
     (
         "TransReID, ABD-Net, APNet, AGW, BoT",
         "Each from its authors' code. `vit_transreid` and `deit_transreid` are told the camera.",
-        ("TransReID", "ABD-Net", "APNet", "AGW", "reid-strong-baseline"),
+        lambda spec: spec.family in ("TransReID", "ABD-Net", "APNet", "AGW", "reid-strong-baseline"),
         DATASETS,
     ),
     (
         "torchreid",
         "The zoo of deep-person-reid in 2020, and in 2019 where that left a model out; `_dpr` are the same networks "
-        "trained again by pytorch-reid-models. `hacnn` was trained from scratch.",
-        ("torchreid",),
+        "trained again by pytorch-reid-models. `hacnn` was trained from scratch. Of `osnet_ibn_x1_0` and "
+        "`osnet_ain_x1_0` results were published [across data sets](#from-one-data-set-to-another).",
+        lambda spec: spec.family == "torchreid",
         DATASETS,
     ),
     (
         "torchreid, 2018",
         "The first zoo of deep-person-reid: mostly the same networks in other weights. CUHK03: detected boxes, new "
         "protocol (767/700).",
-        ("torchreid-2018",),
+        lambda spec: spec.family == "torchreid-2018",
         DATASETS | {"cuhk03-detected": "CUHK03"},
     ),
 )
@@ -89,24 +99,28 @@ def introduction() -> Iterator[str]:
 def fronts() -> Iterator[str]:
     yield "## Which one?"
     yield (
-        "For each data set, the results that no other beats in both mAP and multiply-adds, from the cheapest to the "
-        "best; all trained and tested on that data set."
+        "No other result beats these in both mAP and multiply-adds, from the cheapest to the best. **Rank-1** / mAP "
+        "stand where that is so, trained and tested on the same data set, linked to the weights."
     )
-    yield "![mAP on Market-1501 over multiply-adds and over parameters](docs/zoo.jpg)"
-    for name, title in DATASETS.items():
+    best: dict[str, dict[str, Published]] = {}
+    for name in DATASETS:
         rows = results(name)
         front = pareto_front([exact(row.model).macs for row in rows], [row.mAP for row in rows])
-        best = sorted((row for row, on in zip(rows, front, strict=True) if on), key=lambda row: exact(row.model).macs)
-        cells = [(f"`{row.model}`", *_size(row.model), _score(row)) for row in best]
-        yield f"### {title}"
-        yield _table(("Model", "Params", "Mult-adds", "Rank-1 / mAP"), cells)
+        for row in (row for row, on in zip(rows, front, strict=True) if on):
+            best.setdefault(row.model, {})[name] = row
+    cells = [
+        (f"`{model}`", *_size(model), *(_score(best[model].get(name)) for name in DATASETS))
+        for model in sorted(best, key=lambda model: exact(model).macs)
+    ]
+    yield _table(("Model", "Params", "Mult-adds", *DATASETS.values()), cells)
+    yield "![mAP on Market-1501 over multiply-adds and over parameters](docs/zoo.jpg)"
 
 
 def families() -> Iterator[str]:
     yield "## All models"
     yield "**Rank-1** / mAP, linked to the weights. Within a family, the best on Market-1501 first."
-    for title, text, families, columns in SECTIONS:
-        names = [name for name in list_models() if MODELS[name].family in families]
+    for title, text, belongs, columns in SECTIONS:
+        names = [name for name in list_models() if belongs(MODELS[name])]
         lines: dict[tuple[str, str], dict[str, Published]] = {}
         for column in columns:
             for row in results(column):
@@ -117,15 +131,17 @@ def families() -> Iterator[str]:
         cells = []
         for (model, loss), rows in order + [((name, ""), {}) for name in names if name not in several]:
             name = f"`{model}`" + f" ({loss})" * (several.count(model) > 1)
-            size = "{} × {}".format(*MODELS[model].input_size)
-            scores = [_score(rows[column]) if column in rows else "–" for column in columns]
+            size = "{}×{}".format(*MODELS[model].input_size)
+            scores = [_score(rows.get(column)) for column in columns]
             cells.append((name, *_size(model, notes=True), exact(model).feature, size, *scores))
         yield f"### {title}"
         yield text
         yield _table(("Model", "Params", "Mult-adds", "Feature", "Input", *columns.values()), cells)
     more = {name: {row.model: row for row in results(name) if row.mINP is not None} for name in DATASETS}
     models = sorted(more["market1501"], key=lambda model: -more["market1501"][model].mINP)
-    cells = [(f"`{m}`", *(f"{more[d][m].rank5:.1f} / {more[d][m].mINP:.1f}" for d in DATASETS)) for m in models]
+    cells = [
+        (f"`{m}`", *(f"{more[d][m].rank5:.1f}\u00a0/\u00a0{more[d][m].mINP:.1f}" for d in DATASETS)) for m in models
+    ]
     title = f"Rank-5 / mINP of the {len(models)} models that they are printed for"
     yield _folded(title, _table(("Model", *DATASETS.values()), cells))
 
@@ -139,9 +155,7 @@ def crossings() -> Iterator[str]:
         "All with flips and colour jitter; `osnet_ain_x1_0` is ranked by cosine, the others by euclidean distance."
     )
     head = [f"{DATASETS[a]}{', all images' * (a == 'msmt17')} → {DATASETS[b]}" for a, b in CROSSINGS]
-    cells = [
-        (f"`{m}`", *(_score(rows[p][m]) if m in rows[p] else "–" for p in CROSSINGS)) for m in (r.model for r in models)
-    ]
+    cells = [(f"`{row.model}`", *(_score(rows[pair].get(row.model)) for pair in CROSSINGS)) for row in models]
     yield _table(("Model", *head), cells)
 
 
@@ -193,8 +207,8 @@ def sources() -> Iterator[str]:
         rows = [row for row in published() if row.table == name and row.rank1 is not None]
         distances = " or ".join(dict.fromkeys(row.distance for row in rows))
         ways = f"{distances} distance, {rows[0].precision}, means over {rows[0].means_over} queries"
-        cells.append((f"[{name}]({source.url})", source.title, source.date, source.says, ways, len(rows)))
-    yield _table(("Name", "What", "Date", "Counts", "Evaluates by", "Results"), cells, left=5)
+        cells.append((f"[{name}]({source.url})", source.title, source.says, ways, len(rows)))
+    yield _table(("Name", "What", "Counts", "Evaluates by", "Results"), cells, left=4)
     yield (
         "The published networks and weights belong to their authors. Links to mega.nz and Google Drive ask for a "
         "person, the others are plain downloads."
@@ -202,39 +216,42 @@ def sources() -> Iterator[str]:
 
 
 def footnotes() -> Iterator[str]:
-    notes: dict[str, dict[str, None]] = {}
-    for figure in figures():
-        notes.setdefault(figure.counting, {}).update(dict.fromkeys(_notable(figure)))
-    for counting, printed in notes.items():
-        if printed:
-            params_why, macs_why = WHY[counting]
-            parts = (("M", params_why), ("G", macs_why))
-            reasons = [why for unit, why in parts if any(text.endswith(unit) for text in printed) and why]
-            yield f"[^{counting}]: Printed are {', '.join(printed)}: {'; '.join(reasons)}."
+    for counting, whys in WHY.items():
+        odd = [figure for figure in figures() if figure.counting == counting]
+        said = []
+        for model in dict.fromkeys(figure.model for figure in odd):
+            for unit, side in (("M", 0), ("G", 1)):
+                printed = dict.fromkeys(_notable(figure)[side] for figure in odd if figure.model == model)
+                if values := ", ".join(filter(None, printed)):
+                    said.append((f"`{model}` {values} {unit}", whys[side]))
+        if said:
+            reasons = "; ".join(dict.fromkeys(why for _, why in said))
+            yield f"[^{counting}]: Printed are {', '.join(text for text, _ in said)}: {reasons}."
 
 
-def _notable(figure: Figure) -> list[str]:
-    """What is printed of a model and far from what it has."""
+def _notable(figure: Figure) -> tuple[str, str]:
+    """What is printed of a model's parameters and multiply-adds; empty where that is not far from what it has."""
     sides = (
-        (figure.params_why, figure.printed_params, figure.params / 1e6, "M"),
-        (figure.macs_why, figure.printed_macs, figure.macs / 1e9, "G"),
+        (figure.params_why, figure.printed_params, figure.params / 1e6),
+        (figure.macs_why, figure.printed_macs, figure.macs / 1e9),
     )
-    return [
-        f"`{figure.model}` {printed} {unit}"
-        for why, printed, here, unit in sides
-        if why and abs(float(printed) / here - 1) > NOTABLE
-    ]
+    return tuple(text if why and abs(float(text) / here - 1) > NOTABLE else "" for why, text, here in sides)
 
 
 def _size(model: str, *, notes: bool = False) -> tuple[str, str]:
     """Millions of parameters and billions of multiply-adds; `notes` marks those that are printed far off."""
     here = exact(model)
-    marks = dict.fromkeys(f"[^{figure.counting}]" for figure in figures(model) if notes and _notable(figure))
-    return f"{here.params / 1e6:.2f}{''.join(marks)}", f"{here.macs / 1e9:.2f}"
+    marks = (
+        dict.fromkeys(f"\u00a0[^{figure.counting}]" for figure in figures(model) if notes and _notable(figure)[side])
+        for side in (0, 1)
+    )
+    params, macs = ("".join(each) for each in marks)
+    return f"{here.params / 1e6:.2f}{params}", f"{here.macs / 1e9:.2f}{macs}"
 
 
-def _score(row: Published) -> str:
-    return _linked(f"**{row.rank1:.1f}** / {row.mAP:.1f}", row)
+def _score(row: Published | None) -> str:
+    """On one line: the spaces do not break."""
+    return _linked(f"**{row.rank1:.1f}**\u00a0/\u00a0{row.mAP:.1f}", row) if row else "–"
 
 
 def _linked(text: str, row: Published) -> str:
