@@ -23,10 +23,10 @@ from reidlib.training import Setup, fit, loop
 
 room = importlib.import_module("reidlib.training.fit")  # the package's own name `fit` is the function
 
-LONG = replace(PLAIN, epochs=25, eval_every=2, ema=0.9, accumulate=2, optimizer="adam", lr=1e-3)
-KEEP = Setup(cpu=True, keep_every=5)
+LONG = replace(PLAIN, epochs=40, eval_every=2, ema=0.9, accumulate=2, optimizer="adam", lr=1e-3)
+KEEP = Setup(cpu=True, keep_every=10)
 
-# Imports once, then trains in children of its own: `kills` times it kills the child at a random moment.
+# Imports once, then trains in children of its own, which it kills at random moments.
 SCRIPT = """
 import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
@@ -39,25 +39,41 @@ from reidlib.training import fit
 data = reidlib.load_dataset("synthetic-tiny")
 
 
-def attempt(run, wait=None):
+def written(run):
+    file = reidlib.Run.folder(run) / "metrics.jsonl"
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def begin(run):
     child = os.fork()
     if not child:
         fit(small(data, dropout=0.5), data, reidlib.Run.create(run, {{"seed": 0}}), LONG, KEEP)
         os._exit(0)
-    if wait is not None:
-        time.sleep(wait)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+    return child
 
 
-start = time.monotonic()
-assert attempt("whole") == 0
-whole = time.monotonic() - start
+def until_it_writes(run):
+    before, start = written(run), time.monotonic()
+    while written(run) == before:
+        time.sleep(0.002)
+    return time.monotonic() - start
+
+
+child, start = begin("whole"), time.monotonic()
+beginning = until_it_writes("whole")
+assert os.waitpid(child, 0)[1] == 0
+epoch = (time.monotonic() - start - beginning) / LONG.epochs
 draw = random.Random()
 for kill in range({kills}):
-    died = attempt("killed", draw.uniform(0, 0.2 * whole))
-    print(died, len(reidlib.Run(reidlib.Run.folder("killed")).metrics), flush=True)
-assert attempt("killed") == 0
+    child = begin("killed")
+    if kill % 3 == 0:  # anywhere, from the first moment on; else once it trains again
+        time.sleep(draw.uniform(0, beginning + 3 * epoch))
+    else:
+        until_it_writes("killed")
+        time.sleep(draw.uniform(0, 3 * epoch))
+    os.kill(child, signal.SIGKILL)
+    print(os.waitpid(child, 0)[1], len(reidlib.Run(reidlib.Run.folder("killed")).metrics), flush=True)
+assert os.waitpid(begin("killed"), 0)[1] == 0
 """
 
 
@@ -72,23 +88,21 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(tiny) -> None:
     assert timeless(one.metrics) == timeless(two.metrics)
     assert (one.path / "model.safetensors").read_bytes() == (two.path / "model.safetensors").read_bytes()
     assert {p.name for p in one.path.iterdir()} == {p.name for p in two.path.iterdir()}  # nothing half-written
-    for name in ("last.pt", *(f"epoch-{epoch:04}.pt" for epoch in (5, 10, 15, 20, 25))):
+    for name in ("last.pt", *(f"epoch-{epoch:04}.pt" for epoch in (10, 20, 30, 40))):
         a, b = (torch.load(run.path / name, weights_only=True) for run in (one, two))
         assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
         assert all(torch.equal(v, b["average"]["model"][k]) for k, v in a["average"]["model"].items())
 
 
 class Picky(nn.Module):
-    """Gives NaN for one batch, known by the sum of its pictures."""
+    """A first layer that gives NaN for one batch, known by the sum of its pictures."""
 
-    def __init__(self, network: nn.Module, batch: torch.Tensor) -> None:
+    def __init__(self, inner: nn.Module, batch: torch.Tensor) -> None:
         super().__init__()
-        self.inner, self.mark = network.scale, None
-        self.batch = batch.float().sum().item()
-        network.register_forward_pre_hook(lambda _, inputs: setattr(self, "seen", inputs[0]))
+        self.inner, self.batch = inner, batch.float().sum().item()
 
     def forward(self, x):
-        raw = ((self.seen * 0.25 + 0.5) * 255).round().sum()
+        raw = ((x * 0.25 + 0.5) * 255).round().sum()
         return self.inner(x) * torch.where(raw == self.batch, torch.nan, 1.0)
 
 
@@ -101,18 +115,18 @@ def batch_of(data, epoch: int, step: int):
 def test_a_loss_that_is_no_number_names_the_layer_and_keeps_the_batch(tiny) -> None:
     run, batch = Run.create("nan", {}), batch_of(tiny, epoch=2, step=5)
     model = small(tiny, dropout=0.5)
-    model.network.scale = Picky(model.network, batch.images)
+    model.network.stem = Picky(model.network.stem, batch.images)
     before: list[torch.Tensor] = []
     with pytest.raises(FloatingPointError) as caught:
         fit(model, tiny, run, PLAIN, on_epoch=lambda h: before.append(weights(model).clone()))
-    said = "batch 6 of epoch 2: the loss is nan, first from the layer network.scale; lower the learning rate (lr=0.05)"
+    said = "batch 6 of epoch 2: the loss is nan, first from the layer network.stem; lower the learning rate (lr=0.05)"
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
     images, about = run.bad_batch()
     assert torch.equal(images, batch.images)
     assert about["paths"] == [str(tiny.train[i].path) for i in batch.indices]
     assert about["labels"] == batch.pids.tolist()
-    assert about["layer"] == "network.scale"
+    assert about["layer"] == "network.stem"
     assert about["drawn_from"] == {"seed": 0, "epoch": 2, "step": 5, "rank": 0}
     state = torch.load(run.path / "last.pt", weights_only=True)
     assert len(state["history"]) == 2
@@ -299,6 +313,24 @@ def test_tensorboard_shows_what_the_metrics_say(tiny) -> None:
     for name in ("loss", "mAP", "lr", "gradient_norm"):
         shown = [(event.step, event.value) for event in board.Scalars(name)]
         assert shown == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in history if name in row]
+
+
+def test_a_missing_compiler_is_one_sentence(tiny, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import reidlib
+from test_survive import PLAIN, Setup, fit, small
+data = reidlib.load_dataset("synthetic-tiny")
+try:
+    fit(small(data), data, reidlib.Run.create("no-compiler", {{}}), PLAIN, Setup(cpu=True, compile=True))
+except ValueError as error:
+    print(error)
+"""
+    alone = os.environ | {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=alone)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("compile=True needs a C++ compiler (g++ or clang++): install it, or set compile=False (")
 
 
 @pytest.mark.slow

@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (folder / "environment.json").is_file():
             run = Run(folder)
         else:
-            run = Run.create(params["run"], params, resume=params.get("resume", "auto"))
+            # Only the first process begins the run; another might find it begun already.
+            resume = params.get("resume", "auto") if place()[0] == 0 else "auto"
+            run = Run.create(params["run"], params, resume=resume)
     except (OSError, ValueError) as error:
         print(f"error: {type(error).__name__}: {args.params}: {error}", file=sys.stderr)
         return 2

@@ -53,6 +53,7 @@ class Setup:
     num_processes: int = 1  # on this computer, each with a GPU of its own and a batch of people × images
     scale_lr: bool = False  # multiply the learning rate by the number of processes
     sync_bn: bool = False  # batch norms over the batches of all processes; on GPUs
+    bfloat16: bool | None = None  # compute in bfloat16, losses in float32; None: on GPUs that can
     compile: bool = False  # torch.compile: a slow first step, then faster ones
     keep_every: int = 0  # epochs between checkpoints that are kept beside the last and the best; 0: none
     tensorboard: bool = False  # write the metrics for TensorBoard too
@@ -132,9 +133,10 @@ def train(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     augment = augment or build_augmentation(recipe.augment)
     criterion = Criterion(recipe, model)  # refuses what recipe and model cannot do together
-    stamp = {"model": model.name, "input_size": model.input_size, "processes": world, **stamp}
-    stamp |= {"sync_bn": setup.sync_bn} if world > 1 else {}
-    stamp = json.loads(json.dumps(stamp | asdict(recipe)))  # plain values, which compare after a round trip
+    # A run may go on in another number of processes where these see as many people a step.
+    stamp = {"model": model.name, "input_size": model.input_size, **stamp, **asdict(recipe)}
+    stamp |= {"people": recipe.people * world, "sync_bn": setup.sync_bn}
+    stamp = json.loads(json.dumps(stamp))  # plain values, which compare after a round trip
     with loader_errors(), run.lock() if main else nullcontext():
         if main:
             run.begin()
@@ -297,7 +299,9 @@ class _Epochs:
         self.model, self.loader, self.criterion, self.optimizer = model, loader, criterion, optimizer
         self.augment, self.recipe, self.average, self.run = augment, recipe, average, run
         self.device, self.rank, self.world = accelerator.device, accelerator.process_index, accelerator.num_processes
-        self.bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.bfloat16 = setup.bfloat16
+        if self.bfloat16 is None:
+            self.bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.net = _compiled(model, self.device) if setup.compile else model
         if self.world > 1:
             for tensor in model.state_dict().values():
