@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 SCORES = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
 FILTERS = ("trained on", "tested on", "source", "family")
 WHY = {"params printed": "params differ", "mult-adds printed": "mult-adds differ"}  # a figure, and its reason
-HIDDEN = (*WHY.values(), "feature", "Rank-5", "Rank-10", "loss", "transforms", "distance", "protocol", "note", "link")
+NEVER = (*WHY.values(), "link")  # columns that are shown as marks
+HIDDEN = ("feature", "Rank-5", "Rank-10", "loss", "transforms", "distance", "protocol", "note")
 
 
 def zoo_table() -> "pd.DataFrame":
@@ -84,13 +85,14 @@ def select(
     return table[keep].sort_values(sort, ascending=not descending, kind="stable", na_position="last")
 
 
-def show(table: "pd.DataFrame", rows: int = 0, *, sort: str = "") -> Any:
+def show(table: "pd.DataFrame", rows: int = 0, *, sort: str = "", every: bool = False) -> Any:
     """The first `rows` (0: all) as HTML: each mAP is a link to its weights; figures that are printed otherwise than
-    counted here carry a number, and the reasons stand below. `sort` is shown where it is a column that is not.
+    counted here carry a number, and the reasons stand below. `every` column is shown, or the chief ones and `sort`.
     """
     from IPython.display import HTML
 
-    columns = [column for column in table.columns if column not in HIDDEN or column == sort]
+    hidden = NEVER if every else (*NEVER, *(column for column in HIDDEN if column != sort))
+    columns = [column for column in table.columns if column not in hidden]
     reasons: dict[str, int] = {}
     cells = []
     for row in (table.head(rows) if rows else table).to_dict("records"):
@@ -117,10 +119,10 @@ def plain(table: "pd.DataFrame") -> Any:
     return HTML(_html(table.columns, table.itertuples(index=False)))
 
 
-def browse_table(table: "pd.DataFrame", *, rows: int = 0, **chosen: Any) -> Any:
+def browse_table(table: "pd.DataFrame", *, rows: int = 0, every: bool = False, **chosen: Any) -> Any:
     """`show(select(table, **chosen), rows)`; where somebody watches, all rows, with fields to choose them by."""
     if not watched():
-        return show(select(table, **chosen), rows, sort=chosen.get("sort", ""))
+        return show(select(table, **chosen), rows, sort=chosen.get("sort", ""), every=every)
     from IPython.display import display
     from ipywidgets import Checkbox, Dropdown, HBox, Text, VBox, interactive_output
 
@@ -129,11 +131,14 @@ def browse_table(table: "pd.DataFrame", *, rows: int = 0, **chosen: Any) -> Any:
         key, values = column.replace(" ", "_"), sorted(set(table[column]))
         options = [("any", ""), *((value, value) for value in values)]
         fields[key] = Dropdown(options=options, value=chosen.get(key, ""), description=column)
-    fields["sort"] = Dropdown(options=list(table.columns), value=chosen.get("sort", "mAP"), description="sort by")
+    fields["sort"] = Dropdown(
+        options=[c for c in table.columns if c not in NEVER], value=chosen.get("sort", "mAP"), description="sort by"
+    )
     fields["descending"] = Checkbox(chosen.get("descending", True), description="largest first")
+    fields["every"] = Checkbox(every, description="all columns")
 
-    def draw(**values: Any) -> None:
-        display(show(select(table, **values), sort=values["sort"]))
+    def draw(*, every: bool, **values: Any) -> None:
+        display(show(select(table, **values), sort=values["sort"], every=every))
 
     parts = list(fields.values())
     return VBox([HBox(parts[:3]), HBox(parts[3:5]), HBox(parts[5:]), interactive_output(draw, fields)])

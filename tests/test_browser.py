@@ -197,6 +197,5 @@ def test_the_zoo_is_searched_sorted_and_filtered(lab: tuple[str, Path], browser,
     page.locator(".jp-OutputArea select").last.select_option("vit_transreid")
     page.locator(".jp-OutputArea h3:text-is('vit_transreid')").wait_for(timeout=60_000)
     assert card.count() == 0
-    page.locator(".jp-OutputArea h3:text-is('vit_transreid')").scroll_into_view_if_needed()
-    page.screenshot(path=tmp_path / "card.png")
+    page.locator(".jp-OutputArea:has(h3:text-is('vit_transreid'))").last.screenshot(path=tmp_path / "card.png")
     page.close()

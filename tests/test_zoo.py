@@ -75,6 +75,12 @@ def test_the_plain_table_links_weights_and_explains_figures(table):
     assert "registered under two names" in html
     assert "nan" not in html
     assert "<th" in zoo_table.show(zoo_table.select(table, "no such words")).data
+    titles = [
+        re.findall(r"<th style[^>]*>(.*?)</th>", zoo_table.show(table, 1, **how).data) for how in ({}, {"every": True})
+    ]
+    assert set(titles[1]) - set(titles[0]) == set(zoo_table.HIDDEN)
+    assert set(table.columns) - set(titles[1]) == set(zoo_table.NEVER)
+    assert "loss" in zoo_table.show(table, 1, sort="loss").data
 
 
 def test_without_a_front_end_there_is_a_plain_table(table, monkeypatch):
@@ -88,7 +94,7 @@ def test_with_a_front_end_there_are_fields(table, monkeypatch):
     box = zoo_table.browse_table(table, tested_on="msmt17")
     fields = [field for row in box.children[:-1] for field in row.children]
     assert [field.description for field in fields] == [
-        *("search", "trained on", "tested on", "source", "family", "sort by", "largest first")
+        *("search", "trained on", "tested on", "source", "family", "sort by", "largest first", "all columns")
     ]
     assert fields[2].value == "msmt17"
 
