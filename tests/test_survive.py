@@ -66,11 +66,10 @@ epoch = (time.monotonic() - start - beginning) / LONG.epochs
 draw = random.Random()
 for kill in range({kills}):
     child = begin("killed")
-    if kill % 3 == 0:  # anywhere, from the first moment on; else once it trains again
-        time.sleep(draw.uniform(0, beginning + 3 * epoch))
-    else:
+    lines = draw.randrange(5)  # 0: perhaps before it has read its checkpoint
+    for _ in range(lines):
         until_it_writes("killed")
-        time.sleep(draw.uniform(0, 3 * epoch))
+    time.sleep(draw.uniform(0, epoch if lines else beginning))
     os.kill(child, signal.SIGKILL)
     print(os.waitpid(child, 0)[1], len(reidlib.Run(reidlib.Run.folder("killed")).metrics), flush=True)
 assert os.waitpid(begin("killed"), 0)[1] == 0
