@@ -113,13 +113,12 @@ def pretrain(
 
 def classify(model: Any, batches: DataLoader[Batch], accelerator: Any = None) -> dict[str, float]:
     """Top-1 and top-5 of a model on `batches`: shares of pictures whose class has the highest, or one of the five
-    highest, scores. Equal scores go to the lower class, and what is no number counts as higher. In bfloat16 on a GPU
-    that has it, scores compared in float32. With an accelerator, over the batches of all its processes.
+    highest, scores. Equal scores go to the lower class, and what is no number counts as higher. With an accelerator,
+    over the batches of all its processes.
     """
     device = next(model.parameters()).device
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     right = torch.zeros(3, dtype=torch.int64, device=device)  # first, among five, pictures
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with torch.inference_mode():
         for batch in batches:
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
             ranks = rank_of(model.scores(images), batch.pids.to(device, non_blocking=True))
