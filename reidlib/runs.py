@@ -3,7 +3,8 @@
 `params.json`, `environment.json`, `metrics.jsonl` (one line an epoch), `result.json`, `last.pt` (for an exact resume),
 `model.safetensors` (best weights) with `model.json` (enough to rebuild it), `features/`, `figures/`, `notebooks/`.
 Weights that were not trained here stand as a run as well, with their source in `model.json` and no training files.
-Every file is written whole or not at all.
+Where asked for or needed: `epoch-0010.pt` (as `last.pt` was then), `tensorboard/`, `bad_batch.safetensors` with
+`bad_batch.json` (what training stopped at), `.lock` (who trains here). Every file is written whole or not at all.
 """
 
 import errno
@@ -122,6 +123,8 @@ class Run:
     ) -> "Run":
         """A run that holds a trained model; without a name the newest one, with `model` the newest of that model.
 
+        Points of a search are taken by name, or where there is nothing else.
+
         With `weights` (see `create_model`) it is a light run, `runs/<model>-<weights>` unless `run` names it, made
         where it is not there yet, downloads included: a copy of the weights in our own keys, so that it stays whole
         when the download is gone, and all that takes a run takes it too. Its model.json says where they came from.
@@ -154,7 +157,9 @@ class Run:
             from reidlib.batch import run_notebook
 
             run_notebook("train", {"run": "toy"})
-        return cls.all(trained=trained)[0]
+        found = cls.all(trained=trained)
+        whole = [run for run in found if "/" not in run.name] if trained else []  # a point of a search is one of many
+        return (whole or found)[0]
 
     @classmethod
     def _light(cls, run: str, model: str, weights: str, progress: bool | None) -> "Run":

@@ -201,6 +201,10 @@ def test_points_are_runs_like_any_other(ran: list, monkeypatch: pytest.MonkeyPat
         os.utime(folder.path / name / "model.json", (int(name[-1]), int(name[-1])))
     assert [run.name for run in Run.all()] == ["s/seed=1", "s/seed=0"]
     assert Run.open().path == Run.open("s/seed=1").path == folder.path / "seed=1"
+    whole = Run.create("older", {}).begin()
+    (whole.path / "model.json").write_text("{}")
+    os.utime(whole.path / "model.json", (0, 0))
+    assert Run.open().name == "older"  # a point is one of many, and nobody named it
     with pytest.raises(FileNotFoundError, match=r"no trained run at .*s; runs in .*: s/seed=1, s/seed=0"):
         Run.open("s")
 
