@@ -211,16 +211,19 @@ def card_page(shown: Card) -> Any:
         ):
             if printed:
                 sizes.append((figure.table, printed, f"{here:.3f}", unit, why or "as here"))
-    results = [
-        (r.table, r.trained_on + " (all images)" * r.combineall, r.tested_on, r.loss, r.rank1, r.mAP, r.note)
+    scores = [
+        (r.table, r.trained_on + " (all images)" * r.combineall, r.tested_on, r.loss, r.rank1, r.mAP)
         for r in shown.results
         if r.rank1 is not None
     ]
+    notes = "".join(
+        f"<p>{t}: {escape(note)}.</p>" for t, note in dict.fromkeys((r.table, r.note) for r in shown.results if r.note)
+    )
     weights = [
         (
             f"<code>reidlib.create_model({shown.name!r}, weights={w.name!r})</code>",
             f'<a href="{escape(w.row.link)}" target="_blank" rel="noopener">'
-            + (f"open it and keep it as {w.file_name}" if w.by_hand else "is fetched")
+            + (f"open it and keep it as {w.file_name}" if w.by_hand else f"fetched as {w.file_name}")
             + "</a>",
         )
         for w in shown.weights
@@ -229,7 +232,7 @@ def card_page(shown: Card) -> Any:
         "": _html(("", ""), [(f"<b>{key}</b>", escape(value)) for key, value in facts.items()]),
         "parts": _html(("part", "kind", "output", "parameters at 751 identities"), parts),
         "printed and counted": _html(("source", "printed", "here", "", ""), sizes),
-        "results": _html(("source", "trained on", "tested on", "loss", "Rank-1", "mAP", ""), results),
+        "results": _html(("source", "trained on", "tested on", "loss", "Rank-1", "mAP"), scores) + notes,
         "weights": _html(("how", "where"), weights),
     }
     pages = [f"<h3>{shown.name}</h3>"]
