@@ -29,6 +29,18 @@ class Small(nn.Module):
         return Outputs([self.classifier(self.dropout(feats))], [feats]) if self.training else feats
 
 
+class Picky(nn.Module):
+    """A first layer that gives NaN for one batch, known by the sum of its pictures."""
+
+    def __init__(self, inner: nn.Module, batch: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.batch = inner, batch.float().sum().item()
+
+    def forward(self, x):
+        raw = ((x * 0.25 + 0.5) * 255).round().sum()
+        return self.inner(x) * torch.where(raw == self.batch, torch.nan, 1.0)
+
+
 def small(data, **kwargs) -> ReIDModel:
     with seeded(0, "weights"):
         network = Small(data.num_classes, **kwargs)

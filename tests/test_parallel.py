@@ -11,10 +11,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 import torch.multiprocessing as mp
-from loop_cases import PLAIN, small, timeless, weights
+from loop_cases import PLAIN, Picky, small, timeless, weights
+from loop_cases import SIZE as CASES_SIZE
 from safetensors.torch import load_file
 
 import reidlib
+from reidlib.data.loaders import train_loader
 from reidlib.runs import Run
 from reidlib.training import Recipe, Setup, fit
 from reidlib.training.loop import batch_line
@@ -39,6 +41,17 @@ def on_each_process(rank: int, port: int) -> None:
         half, model = replace(recipe, people=recipe.people // 2), small(data)
         fit(model, data, Run.create(f"{name}-two", {}), half, CPU)
         torch.save(model.state_dict(), Run.folder(f"{name}-two") / f"rank{rank}.pt")
+    half = replace(PLAIN, people=PLAIN.people // 2)
+    fit(small(data), data, Run(Run.folder("moved")), half, CPU)  # begun by one process
+    # A picture that only the second process sees, in its third batch, gives no number.
+    loader = train_loader(data, CASES_SIZE, people=2, images=2, rank=1, world=2)
+    loader.sampler.set_epoch(1)
+    model = small(data)
+    model.network.stem = Picky(model.network.stem, list(loader)[2].images)
+    try:
+        fit(model, data, Run.create("nan-two", {}), half, CPU)
+    except FloatingPointError as error:
+        (Run.folder("nan-two") / f"error{rank}.txt").write_text(str(error))
 
 
 def free_port() -> int:
@@ -51,6 +64,8 @@ def free_port() -> int:
 
 def test_two_processes_are_one_with_the_batch_of_both(tiny) -> None:
     """Tolerance: 1e-5 of each loss, gradient norm and weight; sums of other parts are rounded otherwise."""
+    with pytest.raises(ZeroDivisionError):
+        fit(small(tiny), tiny, Run.create("moved", {}), PLAIN, CPU, on_epoch=lambda history: 1 / 0)
     mp.spawn(on_each_process, args=(free_port(),), nprocs=2)
     for name, recipe in CASES.items():
         model = small(tiny)
@@ -65,6 +80,14 @@ def test_two_processes_are_one_with_the_batch_of_both(tiny) -> None:
         for key, value in model.state_dict().items():
             assert torch.allclose(value, ranks[0][key], rtol=1e-5, atol=1e-6), (name, key)
         assert (weights(model) - weights(small(tiny))).abs().max() > 1e-3  # and it did train
+    one, moved = (Run(Run.folder(name)).metrics for name in ("plain", "moved"))
+    assert moved[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-5)
+
+    run = Run(Run.folder("nan-two"))
+    said = [(run.path / f"error{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0].startswith("batch 3 of epoch 1: the loss is nan, first from the layer network.stem; lower")
+    assert run.bad_batch()[1]["drawn_from"] == {"seed": 0, "epoch": 1, "step": 2, "rank": 1}
 
 
 QUICK = Recipe(epochs=2, people=3, images=2, eval_every=1, lr=1e-3)

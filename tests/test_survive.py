@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loop_cases import PLAIN, SIZE, small, timeless, weights
+from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
 from torch import nn
 
 from reidlib.data.loaders import train_loader
@@ -91,18 +91,6 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(tiny) -> None:
         a, b = (torch.load(run.path / name, weights_only=True) for run in (one, two))
         assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
         assert all(torch.equal(v, b["average"]["model"][k]) for k, v in a["average"]["model"].items())
-
-
-class Picky(nn.Module):
-    """A first layer that gives NaN for one batch, known by the sum of its pictures."""
-
-    def __init__(self, inner: nn.Module, batch: torch.Tensor) -> None:
-        super().__init__()
-        self.inner, self.batch = inner, batch.float().sum().item()
-
-    def forward(self, x):
-        raw = ((x * 0.25 + 0.5) * 255).round().sum()
-        return self.inner(x) * torch.where(raw == self.batch, torch.nan, 1.0)
 
 
 def batch_of(data, epoch: int, step: int):

@@ -77,7 +77,8 @@ def begin(setup: Setup) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()  # an earlier run of this kernel may have stayed on the CPU
+    # An earlier run of this kernel may have stayed on the CPU.
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     return Accelerator(cpu=setup.cpu)
 
 
@@ -371,7 +372,9 @@ class _Epochs:
         if self.world > 1:
             # Of all processes, so that a triplet is as hard as in one batch. What a loss takes the mean of over
             # pictures (maps) need not be: the mean of the gradients is the same.
-            logits, embeddings = ([_Gathered.apply(x) for x in xs] for xs in (outputs.logits, outputs.embeddings))
+            logits, embeddings = (
+                [_Gathered.apply(x.float()) for x in xs] for xs in (outputs.logits, outputs.embeddings)
+            )
             outputs, labels = outputs._replace(logits=logits, embeddings=embeddings), _Gathered.apply(labels)
         loss, parts = self.criterion(outputs, labels)
         parts = parts if len(parts) > 1 else {}  # a single part is the loss itself
