@@ -8,7 +8,7 @@ from loop_cases import PLAIN, SIZE, small, timeless, weights
 from torch import nn
 
 from reidlib.runs import Run
-from reidlib.training import fit, loop
+from reidlib.training import Setup, fit, loop
 from reidlib.training.loop import Average
 from reidlib.training.losses import Criterion
 from reidlib.training.optim import build_optimizer, set_rate
@@ -146,3 +146,22 @@ def test_each_epoch_says_what_it_cost(tiny) -> None:
         assert 0 <= row["loading"] <= 1
         assert 50 < row["memory_mib"] < 64 * 2**10
     assert all(row["eval_seconds"] > 0 for row in history)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_as_a_cpu_does(tiny) -> None:
+    on_cpu = fit(small(tiny), tiny, Run.create("cpu", {}), PLAIN, Setup(cpu=True))
+    exact = fit(small(tiny), tiny, Run.create("exact", {}), PLAIN, Setup(bfloat16=False))
+    run = Run.create("half", {})
+    half = fit(small(tiny), tiny, run, PLAIN)
+    for a, b, c in zip(on_cpu[1:], exact[1:], half[1:], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["loss"] == pytest.approx(c["loss"], rel=5e-2)
+    assert run.read_json("environment.json")["not_deterministic"]
+    model = small(tiny)
+    model.network.scale.weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(
+        FloatingPointError, match=r"its gradient is not: first that of network\.scale\.weight, 1 in all"
+    ):
+        fit(model, tiny, Run.create("nan", {}), PLAIN)

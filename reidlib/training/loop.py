@@ -20,7 +20,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,9 @@ def train(
         # Channels last: convolutions are half as fast again, on CPUs and in bfloat16.
         model.to(accelerator.device, memory_format=torch.channels_last)
         criterion.to(accelerator.device)
+        if world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
         optimizer = build_optimizer(model, recipe)
         average = Average(model, recipe.ema) if recipe.ema else None
         kept = average.model if average else model  # whose weights are evaluated and kept
@@ -160,23 +164,23 @@ def train(
         else:
             history = [{"epoch": 0, **_timed(evaluate, kept)}]
         epoch_of = _Epochs(model, loader, criterion, optimizer, augment, recipe, setup, accelerator, average, run)
-        record = _Record(run, setup, history) if main else None
-        for epoch in range(len(history), recipe.epochs + 1):
-            if "stopped" in history[-1]:
-                break
-            row = {"epoch": epoch, **epoch_of(epoch)}
-            if epoch % recipe.eval_every == 0 or epoch == recipe.epochs:
-                row |= _timed(evaluate, kept)
-            history.append(row)
-            if said := _out_of_patience(history, recipe, score):
-                row["stopped"] = said
-            if record:
-                if score in row and best_row(history, score) is row:
-                    run.save_model(kept, epoch=epoch, **about)
-                state = {name: part.state_dict() for name, part in parts.items()}
-                record(history, {"stamp": stamp, "history": history} | state)
-                if on_epoch:
-                    on_epoch(history)
+        with closing(_Record(run, setup, history)) if main else nullcontext() as record:
+            for epoch in range(len(history), recipe.epochs + 1):
+                if "stopped" in history[-1]:
+                    break
+                row = {"epoch": epoch, **epoch_of(epoch)}
+                if epoch % recipe.eval_every == 0 or epoch == recipe.epochs:
+                    row |= _timed(evaluate, kept)
+                history.append(row)
+                if said := _out_of_patience(history, recipe, score):
+                    row["stopped"] = said
+                if record:
+                    if score in row and best_row(history, score) is row:
+                        run.save_model(kept, epoch=epoch, **about)
+                    state = {name: part.state_dict() for name, part in parts.items()}
+                    record(history, {"stamp": stamp, "history": history} | state)
+                    if on_epoch:
+                        on_epoch(history)
         accelerator.wait_for_everyone()
         run.load_weights(model)
         return history
@@ -209,6 +213,10 @@ class _Record:
         self.run.write_metrics(history)
         if self.board:
             self._plot(history[-1])
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
 
     def _keep(self, epoch: int) -> None:
         kept = self.run.path / f"epoch-{epoch:04}.pt"
@@ -304,9 +312,6 @@ class _Epochs:
         if self.bfloat16 is None:
             self.bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.net = _compiled(model, self.device) if setup.compile else model
-        if self.world > 1:
-            for tensor in model.state_dict().values():
-                dist.broadcast(tensor, 0)
 
     def __call__(self, epoch: int) -> dict[str, float]:
         recipe, steps = self.recipe, len(self.loader)
@@ -572,14 +577,18 @@ class _Clock:
         self.start, self.waited = time.perf_counter(), 0.0
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each made while the one before is in use, even where there is no loader process."""
         source = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(source, None)
-            self.waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(next, source, None)
+            while True:
+                before = time.perf_counter()
+                batch = coming.result()
+                self.waited += time.perf_counter() - before
+                if batch is None:
+                    return
+                coming = ahead.submit(next, source, None)
+                yield batch
 
     def row(self, images: int) -> dict[str, float]:
         seconds = time.perf_counter() - self.start
