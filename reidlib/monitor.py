@@ -166,7 +166,7 @@ class Watch:
             return False
 
     def _failed(self) -> str:
-        """What the notebook that failed after the last line said; empty where none did."""
+        """What the notebook that failed after the last line said, or what the run left; empty where nothing did."""
         with suppress(OSError, ValueError, KeyError):
             for path in sorted((self.run.path / "notebooks").glob("*.failed.ipynb")):
                 if self._newer(f"notebooks/{path.name}"):
@@ -174,7 +174,7 @@ class Watch:
                     outputs = (out for cell in cells for out in cell.get("outputs", []))
                     said = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
                     return _plain_line(said[-1] if said else path.name)
-        return ""
+        return "a loss or gradient was no number, see bad_batch.json" if self._newer("bad_batch.json") else ""
 
 
 def pace(history: Sequence[dict[str, Any]]) -> tuple[float, float]:

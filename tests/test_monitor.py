@@ -195,6 +195,18 @@ def test_a_failure_is_said_in_its_own_words_until_it_is_mended() -> None:
     assert far.watch().look().state == "training"
 
 
+def test_a_batch_that_gave_no_number_is_a_failure() -> None:
+    far = Training()
+    far.write(line(0), line(1))
+    far.now += 1
+    far.run.write_json("bad_batch.json", {})
+    far.touch("bad_batch.json")
+    assert far.watch().look().words.endswith("a loss or gradient was no number, see bad_batch.json")
+    far.now += 1
+    far.write(line(2))
+    assert far.watch().look().state == "training"
+
+
 def test_following_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     far = Training(epochs=3)
     shown: list[str] = []
