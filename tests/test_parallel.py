@@ -16,7 +16,7 @@ from loop_cases import SIZE as CASES_SIZE
 from safetensors.torch import load_file
 
 import reidlib
-from reidlib.data.loaders import train_loader
+from reidlib.data.loaders import eval_loader, train_loader
 from reidlib.runs import Run
 from reidlib.training import Recipe, Setup, fit
 from reidlib.training.loop import batch_line
@@ -174,3 +174,12 @@ def test_a_setup_that_makes_no_sense_is_refused() -> None:
         Setup(workers=-1)
     with pytest.raises(ValueError, match="num_processes must be at least 1, got 0"):
         Setup(num_processes=0)
+
+
+def test_each_picture_is_extracted_by_one_process(tiny) -> None:
+    loaders = [eval_loader(tiny.gallery, CASES_SIZE, rank=rank, world=3) for rank in range(3)]
+    shown = [sample for loader in loaders for sample in loader.dataset.samples]
+    assert shown == list(tiny.gallery)  # in their order, so that ties are decided as in one process
+    assert [len(loader.dataset) for loader in loaders] == [17, 17, 18]
+    read = torch.cat([batch.pids for loader in loaders for batch in loader])
+    assert read.tolist() == [sample.pid for sample in tiny.gallery]
