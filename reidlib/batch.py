@@ -133,8 +133,11 @@ def _keep(executed: Path, run: Run, name: str) -> str:
     """Copy what was executed into the run folder, if there is one; a half sentence that says where it is."""
     if not (run.path / "params.json").is_file() or not executed.is_file():
         return ""
-    with whole_file(run.path / "notebooks" / name) as part:
-        shutil.copyfile(executed, part)
+    try:
+        with run.lock(), whole_file(run.path / "notebooks" / name) as part:
+            shutil.copyfile(executed, part)
+    except OSError:  # another process trains there: what failed is not its notebook
+        return ""
     return f"\n  see {run.path / 'notebooks' / name}"
 
 

@@ -17,6 +17,7 @@ import torch
 from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
 from torch import nn
 
+from reidlib.batch import _keep
 from reidlib.data.loaders import train_loader
 from reidlib.runs import Run
 from reidlib.training import Setup, fit, loop
@@ -249,10 +250,12 @@ def test_two_runs_never_write_into_one_folder(tiny) -> None:
             OSError, match=rf"one is being trained by process {other.pid} on .*: wait, or choose another"
         ):
             fit(small(tiny), tiny, Run.create("one", {}, resume=resume), replace(PLAIN, epochs=1))
+    assert _keep(Path(__file__), run, "train.failed.ipynb") == ""
     after = {p.name: p.read_bytes() for p in run.path.iterdir()}
     assert {**before, ".lock": b""} == {**after, ".lock": b""}
     other.kill()  # what it leaves keeps nobody out
     other.join()
+    assert "see" in _keep(Path(__file__), run, "train.failed.ipynb")
     fit(small(tiny), tiny, Run.create("one", {}, resume="restart"), PLAIN)
     assert len(run.metrics) == 3
 
