@@ -89,7 +89,7 @@ def introduction() -> Iterator[str]:
     )
     yield (
         "```python\nimport reidlib\n\n"
-        'model = reidlib.create_model("resnet50_bot", weights="market1501")               # the newest of that name\n'
+        'model = reidlib.create_model("resnet50_bot", weights="market1501")  # the newest of that name\n'
         'model = reidlib.create_model("hacnn", weights="torchreid-2019-03:dukemtmcreid")  # those of one source\n```'
     )
     titles = ["Which one?", *(title for title, *_ in SECTIONS), "From one data set to another", "Sources"]
