@@ -13,7 +13,7 @@ READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
-demo test test-all: export OMP_NUM_THREADS = 1
+demo test test-all notebooks: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
 # train first: the others open its run, where they would train one of their own
 BOOKS  := notebooks/train.ipynb $(filter-out notebooks/train.ipynb,$(wildcard notebooks/*.ipynb))

@@ -9,10 +9,10 @@
     medium      300    6710            200     911     4694 ( 800,  250)                6
     large       750   20130            750    3381    20705 (2800, 1000)                6
 
-How hard it is: Rank-1 / mAP in percent on `small` at 128 x 64, seed 0, cosine. The histogram is HSV, 8 x 8 x 8,
-square roots; untrained and trained are osnet_x0_25, trained from fresh weights for 24 epochs by cross entropy with
-label smoothing 0.1 in 8 x 4 batches, random flip and crop, Adam, peak rate 2e-3; one run each. Medium and large have
-not been measured.
+How hard it is: Rank-1 / mAP in percent on `small` at 128 x 64, seed 0, cosine. The histogram is by
+`benchmarks/histogram.py`; untrained and trained are osnet_x0_25, trained from fresh weights for 24 epochs by cross
+entropy with label smoothing 0.1 in 8 x 4 batches, random flip and crop, Adam, peak rate 2e-3; one run each. Medium and
+large have not been measured.
 
     tested on                      synthetic      synthetic_b
     histogram                      2.5 /  2.4      0.0 /  1.4
