@@ -238,7 +238,8 @@ class Run:
         """Where the model's weights come from, in words."""
         about = self.read_json("model.json")
         if "weights" not in about:
-            return f"trained on {about['trained_on']} for {about['epoch']} epochs"
+            begun = f" from {about['init']} weights" if about.get("init") else ""
+            return f"trained{begun} on {about['trained_on']} for {about['epoch']} epochs"
         return "weights {name} from {file}, sha256 {sha256:.12}…".format(**about["weights"])
 
     @property

@@ -119,25 +119,28 @@ def _run_point(run: Run, notebooks: dict[str, Values], *, progress: bool) -> Non
             batch.run_notebook(name, values | {"run": str(run.path)}, progress=progress)
 
 
-def _results(folder: Run) -> Iterator[tuple[str, Values, str, dict[str, float]]]:
-    """The point, its place in the grid, a data set and the scores on it, of each point that ended well."""
+def _results(folder: Run) -> Iterator[tuple[str, Values, str, str, dict[str, float]]]:
+    """The point, its place in the grid, the weights that it began with, a data set and the scores on it; ended ones."""
     state = folder.read_json("search.json")
     for name, axes in state["points"].items():
         if name not in state["failed"]:
-            for data, row in Run(folder.path / name).read_json("result.json").get("results", {}).items():
-                yield name, axes, data, {key: value for key, value in row.items() if isinstance(value, float)}
+            result = Run(folder.path / name).read_json("result.json")
+            for data, row in result.get("results", {}).items():
+                scores = {key: value for key, value in row.items() if isinstance(value, float)}
+                yield name, axes, result.get("init") or "", data, scores
 
 
 def spread(folder: Run) -> list[dict[str, Any]]:
     """Mean and spread over the seeds, one entry for each setting of the rest of the grid, in the order of the search.
 
-    An entry has `setting` (its values), `seeds` (runs that ended well) and `results[data set][score]`, a share each:
-    `mean`, `std` (sample standard deviation; None for a single run) and the `values` themselves.
+    An entry has `setting` (its values), `seeds` (runs that ended well), `init` (the weights that they began with) and
+    `results[data set][score]`, a share each: `mean`, `std` (sample standard deviation; None for a single run) and the
+    `values` themselves.
     """
     settings: dict[str, dict[str, Any]] = {}
-    for _, axes, data, row in _results(folder):
+    for _, axes, init, data, row in _results(folder):
         setting = {axis: value for axis, value in axes.items() if axis != SEED}
-        entry = settings.setdefault(json.dumps(setting), {"setting": setting, "seeds": 0, "results": {}})
+        entry = settings.setdefault(json.dumps(setting), {"setting": setting, "seeds": 0, "init": init, "results": {}})
         for score, value in row.items():
             entry["results"].setdefault(data, {}).setdefault(score, []).append(value)
     for entry in settings.values():
@@ -159,7 +162,8 @@ def table(folder: Run) -> "DataFrame":
     for entry in spread(folder):
         for data, row in entry["results"].items():
             cells = {score: _percent(row[score]) for score in _SCORES if score in row}
-            rows.append({**_plain(entry["setting"]), "data set": data, "seeds": entry["seeds"], **cells})
+            about = {"data set": data, "weights before": entry["init"], "seeds": entry["seeds"]}
+            rows.append(_plain(entry["setting"]) | about | cells)
     return pd.DataFrame(rows).fillna("")
 
 
@@ -190,7 +194,10 @@ def _write_scores(folder: Run) -> None:
     import pandas as pd
 
     state = folder.read_json("search.json")
-    rows = [{"run": name, **_plain(axes), "data set": data, **row} for name, axes, data, row in _results(folder)]
+    rows = [
+        {"run": name, **_plain(axes), "init": init, "data set": data, **row}
+        for name, axes, init, data, row in _results(folder)
+    ]
     failed = [{"run": name, **_plain(state["points"][name]), "failed": why} for name, why in state["failed"].items()]
     with whole_file(folder.path / "table.csv") as part:
         pd.DataFrame(rows + failed).to_csv(part, index=False)

@@ -43,6 +43,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]
         if name == "train":
             Run.create(values["run"], values).begin()
             score = 10 * values.get("lr", 0.1) + values.get("seed", 0) / 100
+            run.write_json("model.json", {"name": "toy", "init": "random"})
             run.add_result("toy", {"mAP": score, "rank1": score / 2, "metric": "cosine", "untrained": {"mAP": 0.01}})
         else:
             run.add_result("other", {"mAP": 0.25, "num_valid": 7})
@@ -78,7 +79,14 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
     assert got["std"] == pytest.approx(statistics.stdev(got["values"]))
     assert set(settings[0]["results"]["toy"]) == {"mAP", "rank1"}  # no words, and not what the untrained network scores
     rows = table(folder).to_dict("records")
-    assert rows[0] == {"lr": 0.01, "data set": "toy", "seeds": 3, "rank1": "6.0 ± 1.3", "mAP": "12.0 ± 2.6"}
+    assert rows[0] == {
+        "lr": 0.01,
+        "data set": "toy",
+        "weights before": "random",
+        "seeds": 3,
+        "rank1": "6.0 ± 1.3",
+        "mAP": "12.0 ± 2.6",
+    }
     assert rows[1]["mAP"] == "25.0 ± 0.0"
     with (folder.path / "table.csv").open() as file:
         points = list(csv.DictReader(file))
@@ -87,6 +95,7 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
         "run": "seed=0,lr=0.01",
         "seed": "0",
         "lr": "0.01",
+        "init": "random",
         "data set": "toy",
         "mAP": "0.1",
         "rank1": "0.05",

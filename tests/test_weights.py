@@ -451,7 +451,7 @@ def test_a_run_is_opened_by_its_model_and_a_trained_one_is_never_overwritten(tab
         Run.open(model="osnet_x0_25", weights="market1501")
     assert Run.open(model="osnet_x0_25").path == mine.path
     assert Run.open(model="osnet_x0_25", weights="osnet_x0_25-new-market1501").path == mine.path
-    assert mine.origin == "trained on market1501 for 3 epochs"
+    assert mine.origin == "trained from random weights on market1501 for 3 epochs"
     with pytest.raises(ValueError, match=r"the run osnet_x0_25-new-market1501 holds no mlfn: choose another `run`"):
         Run.open(mine.name, model="mlfn")
     with pytest.raises(FileNotFoundError, match=r"no run in .* holds a mlfn: name its `weights`, or train it"):
