@@ -1,15 +1,13 @@
 """The plain way of the original projects, to measure against: PIL, torchvision's transforms, the default loader, pixels
-normalised on the CPU, float32, channels first, and the loss read after every step.
+normalised on the CPU, float32, channels first.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -23,8 +21,7 @@ class PlainSet(Dataset[tuple[Tensor, int]]):
     def __init__(self, samples: Sequence[Sample], model: ReIDModel, *, training: bool) -> None:
         height, width = model.input_size
         steps = [v2.Resize((height, width))]
-        if training:  # as torchreid's random_crop: enlarged by an eighth, then cut
-            steps = [v2.Resize((height * 9 // 8, width * 9 // 8)), v2.RandomCrop((height, width))]
+        if training:
             steps.append(v2.RandomHorizontalFlip())
         steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(model.mean, model.std)]
         self.transform = v2.Compose(steps)
@@ -36,53 +33,6 @@ class PlainSet(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         sample = self.samples[index]
         return self.transform(Image.open(sample.path).convert("RGB")), self.labels[sample.pid]
-
-
-class Stopwatch:
-    """`with watch("forward"):` adds to `watch.seconds["forward"]`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def train_plainly(
-    model: ReIDModel, samples: Sequence[Sample], *, batch: int, epochs: int, workers: int, device: str = "cpu"
-) -> dict[str, float]:
-    """Images per second of the best of `epochs`, and the seconds that its parts took."""
-    loader = DataLoader(
-        PlainSet(samples, model, training=True),
-        batch_size=batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        pin_memory=device != "cpu",
-    )
-    network = model.to(device).network.train()
-    optimizer = torch.optim.Adam(network.parameters(), 3e-4, weight_decay=5e-4)
-    rows = []
-    for _ in range(epochs):
-        watch, start = Stopwatch(), time.perf_counter()
-        batches = iter(loader)
-        for _ in range(len(loader)):
-            with watch("loading"):
-                images, labels = next(batches)
-            with watch("forward"):
-                outputs = network(images.to(device), None)
-                loss = sum(F.cross_entropy(x, labels.to(device), label_smoothing=0.1) for x in outputs.logits)
-            with watch("backward"):
-                optimizer.zero_grad()
-                loss.backward()
-            with watch("step"):
-                optimizer.step()
-                loss.item()
-        rows.append({"images_per_second": len(loader) * batch / (time.perf_counter() - start), **watch.seconds})
-    return max(rows, key=lambda row: row["images_per_second"])
 
 
 def extract_plainly(

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as T
+from plain import PlainSet
+from torch import nn
+from torch.utils.data import DataLoader
 
 import reidlib
 from reidlib.data.loaders import train_loader
@@ -35,26 +34,10 @@ from reidlib.training import Recipe, Setup, loop
 from reidlib.training.losses import Criterion
 from reidlib.training.optim import build_optimizer
 
-MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_transreid")
+MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid")
 PHASES = ("loading", "forward", "backward", "step")
 SIZE = (256, 128)
 RECIPE = Recipe(epochs=100, people=8, images=4, lr=3e-4, augment=("random_flip",))
-
-
-class Pictures(Dataset):
-    """One decoded, augmented and normalised picture at a time, as the original projects read them."""
-
-    def __init__(self, data: reidlib.ReIDDataset, model: nn.Module) -> None:
-        self.samples, self.labels = data.train, data.labels
-        self.transform = T.Compose(
-            [T.Resize(SIZE), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(model.mean, model.std)]
-        )
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.transform(Image.open(self.samples[i].path).convert("RGB")), self.labels[self.samples[i].pid]
 
 
 class Plain:
@@ -63,7 +46,7 @@ class Plain:
     def __init__(self, model: nn.Module, data: reidlib.ReIDDataset, device: torch.device) -> None:
         self.model, self.device = model.to(device), device
         batch = RECIPE.people * RECIPE.images
-        self.loader = DataLoader(Pictures(data, model), batch, shuffle=True, drop_last=True)
+        self.loader = DataLoader(PlainSet(data.train, model, training=True), batch, shuffle=True, drop_last=True)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=RECIPE.lr, weight_decay=RECIPE.weight_decay)
         self.loss = nn.CrossEntropyLoss(label_smoothing=RECIPE.smoothing)
 
