@@ -16,7 +16,10 @@ READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 demo test test-all notebooks: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
 # train first: the others open its run, where they would train one of their own
-BOOKS  := notebooks/train.ipynb $(filter-out notebooks/train.ipynb,$(wildcard notebooks/*.ipynb))
+FIRST  := notebooks/train.ipynb
+BOOKS  := $(FIRST) $(filter-out $(FIRST),$(wildcard notebooks/*.ipynb))
+NBVAL   = export REID_RUNS=$$(mktemp -d) && $(PYTEST) --nbval-lax $(FIRST) && \
+	  $(PYTEST) --nbval-lax -n 2 --dist loadscope $(filter-out $(FIRST),$(BOOKS))
 
 demo: $(READY)
 	$(BIN)/python -m reidlib.batch train test ranklist gradcam tsne \
@@ -25,11 +28,11 @@ demo: $(READY)
 
 test: $(READY) lint
 	$(PYTEST) -m "not slow" -n auto --maxprocesses 4 --dist loadscope
-	REID_RUNS=$$(mktemp -d) $(PYTEST) --nbval-lax $(BOOKS)
+	$(NBVAL)
 
 test-all: $(READY) lint
 	$(PYTEST) -n auto --maxprocesses 4 --dist loadscope
-	REID_RUNS=$$(mktemp -d) $(PYTEST) --nbval-lax $(BOOKS)
+	$(NBVAL)
 
 lint: $(READY)
 	$(BIN)/ruff check .
