@@ -5,7 +5,7 @@
 Recipes are made for a trunk that knows pictures already. ImageNet's part is played by drawn people of other cameras and
 clothes: OSNet ×0.25 is trained on `synthetic_b-small` first, and every recipe begins with that trunk and goes on with
 `synthetic-small`, its lengths scaled down, its rate as published. Runs are left in the runs folder, under `recipes/`:
-what was interrupted goes on. Writes recipes.md.
+what was interrupted goes on. Writes recipes.md, with all lengths and recipes of which every seed is there.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import reidlib
 from reidlib.files import whole_file
 from reidlib.models.heads import Head
 from reidlib.models.zoo import MODELS
+from reidlib.paths import runs_root
 from reidlib.runs import Run
 from reidlib.seeds import seeded
 from reidlib.training import RECIPES, Recipe, Setup, fit
@@ -52,6 +53,12 @@ def trained(name: str, recipe: Recipe, data: reidlib.ReIDDataset, size: tuple, b
     return run
 
 
+def last(name: str, epochs: int) -> dict[str, float] | None:
+    """The scores that the run recipes/<name> ended with, if it has."""
+    metrics = Run.create(f"recipes/{name}", {}).metrics
+    return metrics[-1] if len(metrics) > epochs else None
+
+
 def spread(values: list[float]) -> str:
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}" if len(values) > 1 else f"{100 * values[0]:.1f}"
 
@@ -68,33 +75,35 @@ def main() -> None:
     other, data = (reidlib.load_dataset(f"{name}-small") for name in ("synthetic_b", "synthetic"))
     toy = replace(RECIPES["toy"], height=0, width=0, epochs=20, eval_every=20)
     begun = trained("begun", toy, other, size, None)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in range(args.seeds):
         for name in names:
             recipe = replace(RECIPES[name].scaled(args.epochs), eval_every=args.epochs, seed=seed)
-            metrics = trained(f"{name}-{seed}", recipe, data, size, begun).metrics
-            found[name].append(metrics[-1])
-            print(
-                f"{name}, seed {seed}: mAP {metrics[0]['mAP']:.1%} before, {metrics[-1]['mAP']:.1%} after", flush=True
-            )
-    height, width = size
+            metrics = trained(f"{name}-{args.epochs}-{seed}", recipe, data, size, begun).metrics
+            print(f"{name}, seed {seed}: mAP {metrics[0]['mAP']:.1%} → {metrics[-1]['mAP']:.1%}", flush=True)
     lines = [
         "# Recipes in small",
         "",
         f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; by `python benchmarks/recipes.py`.",
         "",
-        f"Percent on `synthetic-small` at {height} × {width}, mean and standard deviation of {args.seeds} seeds, after",
-        f"{args.epochs} epochs of each recipe scaled down to batches of 32, its rate as published.",
-        "All begin with one trunk, OSNet ×0.25 trained on `synthetic_b-small` for 20 epochs. The last column is the",
-        "difference in mAP, seed by seed.",
+        f"Percent on `synthetic-small` at {size[0]} × {size[1]}: mean and standard deviation of {args.seeds} seeds,",
+        "after so many epochs of each recipe, scaled down to them and to batches of 32, its rate as published.",
+        "All begin with one trunk, OSNet ×0.25 trained on `synthetic_b-small` for 20 epochs. The last column is",
+        "the difference in mAP, seed by seed.",
         "",
-        f"| recipe | Rank-1 | mAP | mINP | against {PLAIN} |",
-        "|---|--:|--:|--:|--:|",
+        f"| epochs | recipe | Rank-1 | mAP | mINP | against {PLAIN} |",
+        "|--:|---|--:|--:|--:|--:|",
     ]
-    for name, rows in found.items():
-        apart = [a["mAP"] - b["mAP"] for a, b in zip(rows, found.get(PLAIN, rows), strict=True)]
-        scores = " | ".join(spread([row[key] for row in rows]) for key in ("rank1", "mAP", "mINP"))
-        lines.append(f"| {name} | {scores} | {spread(apart) if name != PLAIN else ''} |")
+    lengths = sorted({int(path.name.split("-")[1]) for path in runs_root().glob("recipes/*-*-*")})
+    for epochs in lengths:
+        plain: list[dict[str, float]] = []
+        for name in OURS:
+            rows = [last(f"{name}-{epochs}-{seed}", epochs) for seed in range(args.seeds)]
+            if not all(rows):
+                continue
+            plain = rows if name == PLAIN else plain
+            apart = spread([a["mAP"] - b["mAP"] for a, b in zip(rows, plain, strict=False)] or [0.0])
+            scores = " | ".join(spread([row[key] for row in rows]) for key in ("rank1", "mAP", "mINP"))
+            lines.append(f"| {epochs} | {name} | {scores} | {apart if plain and name != PLAIN else ''} |")
     with whole_file(Path(__file__).with_suffix(".md")) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
