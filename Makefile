@@ -55,7 +55,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/memory.py
 
 zoo: $(READY)
-	$(BIN)/python -m reidlib.models.zoo_page
+	$(BIN)/python -m reidlib.models.printed.page
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

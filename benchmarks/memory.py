@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from reidlib.batch import list_notebooks
 from reidlib.files import whole_file
+from reidlib.workbook.batch import list_notebooks
 
 IMPORTS = "import torch, reidlib.training, reidlib.models, reidlib.evaluation, reidlib.data.loaders"
 START = """

@@ -22,9 +22,9 @@ from reidlib.files import whole_file
 from reidlib.models.heads import Head
 from reidlib.models.zoo import MODELS
 from reidlib.paths import runs_root
-from reidlib.runs import Run
 from reidlib.seeds import seeded
 from reidlib.training import RECIPES, Recipe, Setup, fit
+from reidlib.workbook.runs import Run
 
 TRUNK = "osnet_x0_25"
 HEADS = {  # what each recipe's own model has on its trunk

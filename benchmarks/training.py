@@ -28,11 +28,11 @@ from reidlib.data.packing import pack
 from reidlib.data.transforms import build_augmentation
 from reidlib.files import whole_file
 from reidlib.models import complexity
-from reidlib.runs import Run
 from reidlib.seeds import seeded
 from reidlib.training import Recipe, Setup, loop
 from reidlib.training.losses import Criterion
 from reidlib.training.optim import build_optimizer
+from reidlib.workbook.runs import Run
 
 MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid")
 PHASES = ("loading", "forward", "backward", "step")

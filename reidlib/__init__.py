@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy(
         "models": ("create_model", "list_models", "load_checkpoint"),
         "evaluation": ("evaluate_distances", "evaluate_ranking", "extract_features", "rank_gallery", "rerank"),
         "training": ("fit", "pretrain"),
-        "runs": ("Run",),
+        "workbook.runs": ("Run",),
     },
 )

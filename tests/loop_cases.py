@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from reidlib.models.architectures import ReIDModel, Sizes
 from reidlib.models.heads import Outputs
+from reidlib.models.wirings import ReIDModel, Sizes
 from reidlib.seeds import seeded
 from reidlib.training import Recipe
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from reidlib import batch
-from reidlib.runs import Run
+from reidlib.workbook import batch
+from reidlib.workbook.runs import Run
 
 
 def write(
@@ -30,7 +30,7 @@ def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(
         folder,
         "make",
-        "from reidlib.runs import Run\nr = Run.create(run, {'epochs': epochs, 'names': names, 'code': code}).begin()",
+        "from reidlib import Run\nr = Run.create(run, {'epochs': epochs, 'names': names, 'code': code}).begin()",
         "r.add_result('toy', {'mAP': lr, 'rank1': 0.5, 'untrained': {'mAP': 0.01}})",
         parameters=(
             'run: str = ""  # run folder\nepochs: int = 3  # passes\nlr: float = 0.1  # rate\n'

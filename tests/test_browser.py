@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reidlib.runs import Run
+from reidlib.workbook.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)

@@ -9,7 +9,8 @@ import torch
 import reidlib
 from reidlib.models import backbones, zoo
 from reidlib.models.download import DownloadError
-from reidlib.runs import Run
+from reidlib.training import record
+from reidlib.workbook.runs import Run
 
 SIZE = (96, 96)
 
@@ -117,7 +118,7 @@ def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_says_what_it_began_with(tiny) -> None:
     first = reidlib.create_model("osnet_x0_25", num_classes=tiny.num_classes, input_size=(64, 32))
     run = Run.create("first", {}).begin()
-    run.save_model(first)
+    record.save_model(run, first)
     run.add_result("somewhere", {"mAP": 0.5})
     assert json.loads((run.path / "result.json").read_text())["init"] == "random"
     second = reidlib.create_model("osnet_x0_25", weights="runs/first", num_classes=7)

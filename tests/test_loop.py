@@ -7,11 +7,11 @@ import torch
 from loop_cases import PLAIN, SIZE, small, timeless, weights
 from torch import nn
 
-from reidlib.runs import Run
 from reidlib.training import Setup, fit, loop
 from reidlib.training.loop import Average
 from reidlib.training.losses import Criterion
 from reidlib.training.optim import build_optimizer, set_rate
+from reidlib.workbook.runs import Run
 
 
 def test_accumulated_batches_are_one_bigger_batch(tiny) -> None:

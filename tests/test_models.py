@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from reidlib.models import complexity, create_model, list_models, load_checkpoint
-from reidlib.models.architectures import jigsaw
 from reidlib.models.backbones import HACNN
 from reidlib.models.checkpoints import RENAMES
-from reidlib.models.costs import IDENTITIES, measured
 from reidlib.models.layers import NonLocal, stripes
+from reidlib.models.printed.costs import IDENTITIES, measured
+from reidlib.models.wirings import jigsaw
 from reidlib.models.zoo import ALIASES, MODELS
 
 FIXTURES = read_fixtures()

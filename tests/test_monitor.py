@@ -6,8 +6,8 @@ import os
 import nbformat
 import pytest
 
-from reidlib.monitor import Watch, duration, follow, pace
-from reidlib.runs import Run
+from reidlib.workbook.monitor import Watch, duration, follow, pace
+from reidlib.workbook.runs import Run
 
 START = 1_000_000.0  # the disk's clock
 
@@ -215,7 +215,7 @@ def test_following_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         far.now += seconds
         far.write(line(len(far.rows)))
 
-    monkeypatch.setattr("reidlib.monitor.time.sleep", sleep)
+    monkeypatch.setattr("reidlib.workbook.monitor.time.sleep", sleep)
     last = follow(far.watch(), lambda status: shown.append(status.state), 20.0)
     assert shown == ["waiting", "training", "training", "training", "ended"]
     assert last.state == "ended"
@@ -228,7 +228,7 @@ def test_interrupting_ends_the_watching_only(monkeypatch: pytest.MonkeyPatch) ->
     def stop(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reidlib.monitor.time.sleep", stop)
+    monkeypatch.setattr("reidlib.workbook.monitor.time.sleep", stop)
     far = Training()
     far.write(line(0))
     assert follow(far.watch(), lambda status: None, 1.0).state == "training"

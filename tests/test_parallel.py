@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import reidlib
 from reidlib.data.loaders import eval_loader, train_loader
-from reidlib.runs import Run
-from reidlib.training import Recipe, Setup, fit
+from reidlib.training import Recipe, Setup, fit, record
 from reidlib.training.loop import batch_line
 from reidlib.training.processes import _first_failure
+from reidlib.workbook.runs import Run
 
 SIZE = (64, 32)
 CPU = Setup(cpu=True)
@@ -87,7 +87,7 @@ def test_two_processes_are_one_with_the_batch_of_both(tiny) -> None:
     said = [(run.path / f"error{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1]
     assert said[0].startswith("batch 3 of epoch 1: the loss is nan, first from the layer network.stem; lower")
-    assert run.bad_batch()[1]["drawn_from"] == {"seed": 0, "epoch": 1, "step": 2, "rank": 1}
+    assert record.bad_batch(run)[1]["drawn_from"] == {"seed": 0, "epoch": 1, "step": 2, "rank": 1}
 
 
 QUICK = Recipe(epochs=2, people=3, images=2, eval_every=1, lr=1e-3)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from eval_cases import CASES, arrays, drawn, naive
 
-from reidlib import evaluate_ranking, parity
+from reidlib import evaluate_ranking
 from reidlib.evaluation import Features, ranking_inputs
-from reidlib.models.published import distance, published
+from reidlib.models.printed.published import distance, published
+from reidlib.workbook import parity
 
 AGW = "https://github.com/HWliiu/pytorch-reid-models/releases/download/v0.1-weights/msmt17-resnet50_agw-0.55-b02gh6.pth"
 

@@ -18,10 +18,10 @@ from reidlib.data.folders import ClassDataset, load_classes
 from reidlib.data.images import read_image
 from reidlib.data.loaders import class_loaders
 from reidlib.data.transforms import random_resized_crop
-from reidlib.runs import Run
 from reidlib.seeds import seeded, torch_generator_for
 from reidlib.training import Recipe, Setup, class_recipe
-from reidlib.training.pretrain import PRETRAIN, classify, pretrain, rank_of
+from reidlib.training.tasks import PRETRAIN, classify, pretrain, rank_of
+from reidlib.workbook.runs import Run
 
 # The folder
 

@@ -7,12 +7,13 @@ from math import isclose
 import pytest
 import torch
 
-from reidlib.models import create_model, list_models, zoo_page
+from reidlib.models import create_model, list_models
 from reidlib.models.__main__ import main
-from reidlib.models.cards import card, same_network
 from reidlib.models.complexity import _COUNTINGS
-from reidlib.models.costs import WHY, agrees, counted, exact, figures, measured, pareto_front
-from reidlib.models.published import SOURCES, published, results
+from reidlib.models.printed import page as zoo_page
+from reidlib.models.printed.cards import card, same_network
+from reidlib.models.printed.costs import WHY, agrees, counted, exact, figures, measured, pareto_front
+from reidlib.models.printed.published import SOURCES, published, results
 from reidlib.models.zoo import ALIASES, MODELS
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")

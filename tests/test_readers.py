@@ -14,15 +14,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from exports import LAYOUTS, export
 from PIL import Image
 from scipy.io import loadmat
 
 from reidlib.data import datasets, readers
+from reidlib.data.check import compare_counts
 from reidlib.data.datasets import list_datasets, load_dataset, merge
-from reidlib.data.exports import LAYOUTS, export
-from reidlib.data.passport import compare_counts
+from reidlib.data.drawn.writer import SIZES, Studio
 from reidlib.data.samples import ReIDDataset, Sample
-from reidlib.data.synthetic import SIZES, Studio
 
 SHOTS = list(Studio().shots(SIZES["tiny"]))
 LINES = {"market1501": "market1501-500k", "dukemtmcreid": "dukemtmcreid", "msmt17": "msmt17-v1", "cuhk03": "cuhk03"}

@@ -11,11 +11,11 @@ from torch import nn
 
 import reidlib
 from reidlib.models.zoo import MODELS
-from reidlib.runs import Run
 from reidlib.seeds import seeded
 from reidlib.training import RECIPES, Recipe
 from reidlib.training.losses import Criterion
 from reidlib.training.optim import begin_epoch, build_optimizer, set_rate
+from reidlib.workbook.runs import Run
 
 # What was published: where, and what stands there. FastReID's iterations at 202 an epoch (12936 pictures in 64s).
 _BOT = "michuanhaohao/reid-strong-baseline configs/softmax_triplet_with_center.yml, config/defaults.py"

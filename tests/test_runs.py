@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 
 import reidlib
 from reidlib.files import whole_file, whole_folder
-from reidlib.runs import Run, environment
+from reidlib.run_folder import environment
+from reidlib.training import record
+from reidlib.workbook.runs import Run
 
 
 def test_whole_file_leaves_the_old_one_when_writing_fails(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
 
 def test_open_says_which_runs_there_are() -> None:
     model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32))
-    Run.create("good", {}).save_model(model, trained_on="x", epoch=1)
+    record.save_model(Run.create("good", {}), model, trained_on="x", epoch=1)
     with pytest.raises(FileNotFoundError, match=r"no trained run at .*goood; runs in .*: good"):
         Run.open("goood")
     assert Run.open("").name == Run.open("good").name == "good"
@@ -107,7 +109,7 @@ def test_open_says_which_runs_there_are() -> None:
 def test_a_model_comes_back_from_its_folder() -> None:
     model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
     run = Run.create("m", {})
-    run.save_model(model, trained_on="x", epoch=4)
+    record.save_model(run, model, trained_on="x", epoch=4)
     back = run.load_model("cpu")
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     with torch.inference_mode():
@@ -126,7 +128,7 @@ def test_a_model_comes_back_from_its_folder() -> None:
 def test_features_are_cached_by_weights_and_data(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
     run = Run.create("f", {})
-    run.save_model(model, trained_on="x", epoch=1)
+    record.save_model(run, model, trained_on="x", epoch=1)
     query, gallery = run.features(model, tiny)
     assert (len(query), len(gallery)) == (len(tiny.query), len(tiny.gallery))
     assert query.pids.tolist() == [s.pid for s in tiny.query]
@@ -136,7 +138,7 @@ def test_features_are_cached_by_weights_and_data(tiny, monkeypatch: pytest.Monke
     assert torch.equal(again.feats, query.feats)
     assert path.stat().st_mtime_ns == written
     other = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
-    run.save_model(other, trained_on="x", epoch=2)
+    record.save_model(run, other, trained_on="x", epoch=2)
     assert not torch.equal(run.features(other, tiny)[0].feats, query.feats)
     path.write_bytes(b"cut off")
     assert len(run.features(other, tiny)[0]) == len(tiny.query)

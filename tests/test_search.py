@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from test_batch import write
 
-from reidlib import batch, plots
-from reidlib.runs import Run
-from reidlib.search import pictures, search, spread, table
+from reidlib import plots
+from reidlib.workbook import batch
+from reidlib.workbook.runs import Run
+from reidlib.workbook.search import pictures, search, spread, table
 
 PARAMETERS = (
     'run: str = ""  # run folder\nlr: float = 0.1  # rate\nseed: int = 0  # of everything\n'
@@ -185,7 +186,7 @@ def test_a_folder_that_is_no_search_is_left_alone(ran: list) -> None:
 
 
 def test_a_search_that_another_process_is_at_is_left_to_it(ran: list) -> None:
-    code = "from reidlib.runs import Run\nwith Run(Run.folder('s')).lock(): print(flush=True); input()"
+    code = "from reidlib.workbook.runs import Run\nwith Run(Run.folder('s')).lock(): print(flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(OSError, match=r"by process .*: wait, or choose another `run`"):

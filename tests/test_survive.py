@@ -17,12 +17,12 @@ import torch
 from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
 from torch import nn
 
-from reidlib.batch import _keep
 from reidlib.data.loaders import train_loader
-from reidlib.runs import Run
-from reidlib.training import Setup, fit, loop
+from reidlib.training import Setup, fit, loop, record
+from reidlib.workbook.batch import _keep
+from reidlib.workbook.runs import Run
 
-room = importlib.import_module("reidlib.training.fit")  # the package's own name `fit` is the function
+room = importlib.import_module("reidlib.training.tasks")  # the package's own name `fit` is the function
 
 LONG = replace(PLAIN, epochs=40, eval_every=2, ema=0.9, accumulate=2, optimizer="adam", lr=1e-3)
 KEEP = Setup(cpu=True, keep_every=10)
@@ -110,7 +110,7 @@ def test_a_loss_that_is_no_number_names_the_layer_and_keeps_the_batch(tiny) -> N
     said = "batch 6 of epoch 2: the loss is nan, first from the layer network.stem; lower the learning rate (lr=0.05)"
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
-    images, about = run.bad_batch()
+    images, about = record.bad_batch(run)
     assert torch.equal(images, batch.images)
     assert about["paths"] == [str(tiny.train[i].path) for i in batch.indices]
     assert about["labels"] == batch.pids.tolist()
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_no_number_is_told_from_a_loss(tiny) -> None:
     with pytest.raises(FloatingPointError, match=r"first that of network\.scale\.0\.bias, 4 in all") as caught:
         fit(model, tiny, run, PLAIN)
     assert str(caught.value).startswith("batch 1 of epoch 1: the loss is a number, its gradient is not: first")
-    assert torch.equal(run.bad_batch()[0], batch_of(tiny, 1, 0).images)
+    assert torch.equal(record.bad_batch(run)[0], batch_of(tiny, 1, 0).images)
     assert not (run.path / "last.pt").exists()
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reidlib.data.people import Dice, Sprite
-from reidlib.data.scenes import SCENE, draw_obstacle, draw_scene
-from reidlib.data.synthetic import MARKET, SETTINGS, SIZES, Shot, Size, Studio, market_name, write_synthetic
+from reidlib.data.drawn.people import Dice, Sprite
+from reidlib.data.drawn.scenes import SCENE, draw_obstacle, draw_scene
+from reidlib.data.drawn.writer import MARKET, SETTINGS, SIZES, Shot, Size, Studio, market_name, write_synthetic
 
 PIXELS = "c4b1e9bcf888b24634dc8dbf6bfbc9bff7ed0ffa2a94c98a82c7d29e5045b45d"
 SCENES = "3836f636eb29c4c6a6441f77c2074bbcc849ed854ff87273d763d9a4549127c7"
@@ -154,7 +154,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_kill_leaves_nothing_that_looks_complete(tmp_path):
-    code = f"from reidlib.data.synthetic import write_synthetic; write_synthetic({str(tmp_path)!r}, size='medium')"
+    code = f"from reidlib.data.drawn.writer import write_synthetic; write_synthetic({str(tmp_path)!r}, size='medium')"
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         while not any(tmp_path.glob(".*/bounding_box_train/*.jpg")):

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import reidlib
-from reidlib.runs import Run
 from reidlib.seeds import seeded
-from reidlib.training import Recipe, fit
+from reidlib.training import Recipe, fit, record
+from reidlib.workbook.runs import Run
 
 # The run
 
@@ -41,7 +41,7 @@ def test_fit_leaves_a_whole_run_folder(tiny) -> None:
     weights = load_file(run.path / "model.safetensors")
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
     assert {p.name for p in run.path.iterdir()} == {
-        "params.json", "environment.json", "metrics.jsonl", "last.pt", "model.safetensors", "model.json", ".lock",
+        "params.json", "environment.json", "metrics.jsonl", "last.pt", "model.safetensors", "model.json", ".lock", "run.json",
     }  # fmt: skip
     environment = run.read_json("environment.json")
     assert environment["seed"] == 0
@@ -56,7 +56,7 @@ def test_fit_leaves_a_whole_run_folder(tiny) -> None:
 
 
 def _parts(model: torch.nn.Module) -> dict:
-    from reidlib.models.architectures import Sizes
+    from reidlib.models.wirings import Sizes
 
     sizes = Sizes(model.num_classes, model.num_cameras, model.input_size)
     return {"name": model.name, "family": model.family, "sizes": sizes, "mean": model.mean, "std": model.std}
@@ -71,7 +71,7 @@ def test_other_settings_or_another_model_are_refused_and_nothing_is_lost(tiny) -
     with pytest.raises(ValueError, match="model osnet_x0_25 → osnet_x0_5"):
         fit(build(tiny, "osnet_x0_5"), tiny, run, replace(QUICK, epochs=1, eval_every=1))
     with pytest.raises(ValueError, match="holds a osnet_x0_25, not a resnet50"):
-        run.load_weights(reidlib.create_model("resnet50"))
+        record.load_weights(run, reidlib.create_model("resnet50"))
     assert before == {p.name: p.read_bytes() for p in run.path.iterdir()}
 
 

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 import reidlib
-from reidlib import batch, paths
+from reidlib import paths
 from reidlib.models import checkpoints, download, weights
 from reidlib.models.download import DownloadError, fetch
-from reidlib.models.published import Published, published
+from reidlib.models.printed.published import Published, published
 from reidlib.models.weights import find_weights, published_weights
-from reidlib.runs import Run
+from reidlib.training import record
+from reidlib.workbook import batch
+from reidlib.workbook.runs import Run
 
 CONTENT = bytes(range(256)) * 4000  # a mebibyte, about
 
@@ -382,8 +384,11 @@ def test_a_model_comes_with_published_weights(table, trained, server, tmp_path):
 def test_a_model_comes_with_a_file_or_a_run(trained, monkeypatch):
     model, file = trained
     assert same(reidlib.create_model("osnet_x0_25", weights=file), model)
-    Run.create("mine", {}).save_model(
-        reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)), trained_on="x", epoch=1
+    record.save_model(
+        Run.create("mine", {}),
+        reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)),
+        trained_on="x",
+        epoch=1,
     )
     for name in ("mine", "runs/mine", str(Run.folder("mine"))):
         net = reidlib.create_model("osnet_x0_25", weights=name)
@@ -446,7 +451,7 @@ def test_a_file_of_ones_own_stands_as_a_run_and_is_read_again_when_it_changes(tr
 
 def test_a_run_is_opened_by_its_model_and_a_trained_one_is_never_overwritten(table, trained):
     mine = Run.create("osnet_x0_25-new-market1501", {"epochs": 3}).begin()
-    mine.save_model(trained[0], trained_on="market1501", epoch=3)
+    record.save_model(mine, trained[0], trained_on="market1501", epoch=3)
     with pytest.raises(FileExistsError, match="holds other weights than these"):
         Run.open(model="osnet_x0_25", weights="market1501")
     assert Run.open(model="osnet_x0_25").path == mine.path

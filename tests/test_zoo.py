@@ -11,11 +11,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from reidlib import plots, zoo_table
+from reidlib import plots
 from reidlib.models import list_models
-from reidlib.models.cards import card
-from reidlib.models.costs import exact
-from reidlib.models.published import published
+from reidlib.models.printed.cards import card
+from reidlib.models.printed.costs import exact
+from reidlib.models.printed.published import published
+from reidlib.workbook import zoo_table
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from reidlib.data import synthetic
+from reidlib.data.drawn import writer
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17, read_table
 from reidlib.data.samples import COMBINED, ReIDDataset, Sample, merge
 from reidlib.errors import unknown_name
@@ -44,7 +44,7 @@ def _tables() -> list[str]:
 
 def list_datasets() -> list[str]:
     """Every name that `load_dataset` knows here. Synthetic ones take a size: `synthetic-tiny`."""
-    drawn = (f"{setting}-{size}" for setting in synthetic.SETTINGS for size in synthetic.SIZES)
+    drawn = (f"{setting}-{size}" for setting in writer.SETTINGS for size in writer.SIZES)
     return sorted([*_READERS, *drawn, *_tables()])
 
 
@@ -66,12 +66,12 @@ def load_dataset(
 
 def _load(name: str, image_size: tuple[int, int]) -> ReIDDataset:
     line, _, size = name.partition("-")
-    if line in synthetic.SETTINGS:
+    if line in writer.SETTINGS:
         size = size or "small"
-        if size not in synthetic.SIZES:
-            raise unknown_name("size of the synthetic data set", size, synthetic.SIZES)
+        if size not in writer.SIZES:
+            raise unknown_name("size of the synthetic data set", size, writer.SIZES)
         folder, where = data_path(line)
-        root = synthetic.write_synthetic(folder, line, size, image_size=image_size)
+        root = writer.write_synthetic(folder, line, size, image_size=image_size)
         return read_market1501(f"{line}-{size}", root, where)
     if name in _READERS:
         return _READERS[name](name, *data_path(line))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reidlib.data.datasets import load_dataset
+from reidlib.data.drawn.writer import SETTINGS, SIZES
 from reidlib.data.readers import PICTURES, find_root, some
 from reidlib.data.samples import Sample
-from reidlib.data.synthetic import SETTINGS, SIZES
 from reidlib.errors import unknown_name
 from reidlib.files import whole_folder
 from reidlib.paths import data_names, data_path

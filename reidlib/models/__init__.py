@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from reidlib.models import checkpoints
-from reidlib.models.architectures import ReIDModel, Sizes
 from reidlib.models.checkpoints import CheckpointError, Layout, Report
 from reidlib.models.complexity import Complexity, complexity
 from reidlib.models.heads import Outputs
 from reidlib.models.imagenet import with_imagenet
 from reidlib.models.weights import find_weights, published_weights
+from reidlib.models.wirings import ReIDModel, Sizes
 from reidlib.models.zoo import MODELS, Model, known
 
 __all__ = [

@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from reidlib.models import list_models
-from reidlib.models.cards import Card, card
-from reidlib.models.costs import exact
-from reidlib.models.published import published
+from reidlib.models.printed.cards import Card, card
+from reidlib.models.printed.costs import exact
+from reidlib.models.printed.published import published
 from reidlib.models.zoo import MODELS
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from reidlib.files import sha256
 from reidlib.models.download import checked, fetch, note
-from reidlib.models.published import Published, published
+from reidlib.models.printed.published import Published, published
 from reidlib.models.zoo import known
 from reidlib.paths import run_folder, weights_root
 

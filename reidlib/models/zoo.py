@@ -11,7 +11,6 @@ from functools import partial
 from torch import nn
 
 from reidlib.errors import unknown_name
-from reidlib.models.architectures import ABD, MGN, Baseline, Branches, TransReID
 from reidlib.models.backbones import (
     HACNN,
     MLFN,
@@ -30,6 +29,7 @@ from reidlib.models.backbones import (
     timm_trunk,
 )
 from reidlib.models.heads import AttentionHead, Head, MeanHead, MidHead, ScoreHead
+from reidlib.models.wirings import ABD, MGN, Baseline, Branches, TransReID
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -1,8 +1,12 @@
-"""Training: losses, recipes, and the loop that survives being killed."""
+"""Training: recipes, losses, the loop, and the job that puts them together."""
 
-from reidlib.training.fit import fit
-from reidlib.training.loop import Setup
-from reidlib.training.pretrain import CLASS_RECIPES, class_recipe, pretrain
-from reidlib.training.recipes import RECIPES, Recipe
+from reidlib.lazy import lazy
 
-__all__ = ["CLASS_RECIPES", "RECIPES", "Recipe", "Setup", "class_recipe", "fit", "pretrain"]
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "tasks": ("fit", "pretrain"),
+        "loop": ("Setup",),
+        "recipes": ("CLASS_RECIPES", "RECIPES", "Recipe", "class_recipe"),
+    },
+)

@@ -17,14 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import reidlib
+from reidlib.data.datasets import load_dataset
 from reidlib.data.folders import load_classes
-from reidlib.runs import Run
+from reidlib.models import create_model
+from reidlib.run_folder import RunFolder
 from reidlib.seeds import seeded
 from reidlib.training import Recipe, Setup, class_recipe, fit, pretrain
 from reidlib.training.loop import History, batch_line
-from reidlib.training.pretrain import PRETRAIN
 from reidlib.training.processes import WATCHED, place
+from reidlib.training.tasks import PRETRAIN
 
 
 def _recipe(params: dict[str, Any]) -> Recipe:
@@ -38,7 +39,7 @@ def complete(params: dict[str, Any]) -> dict[str, Any]:
     return asdict(recipe) | asdict(Setup.of(params)) | {"input_size": size} | params
 
 
-def train_from(params: dict[str, Any], run: Run) -> History:
+def train_from(params: dict[str, Any], run: RunFolder) -> History:
     """What the train notebook, or the pretrain notebook, trains with these parameters, as params.json holds them."""
     recipe, setup = _recipe(params), Setup.of(params)
     rank, world = place()
@@ -47,9 +48,9 @@ def train_from(params: dict[str, Any], run: Run) -> History:
         data, run_through = load_classes(params["dataset"], image_size=size or (256, 128)), pretrain
     else:
         chosen = {name: params[name] for name in ("combineall", "tested_on") if name in params}
-        data, run_through = reidlib.load_dataset(params["dataset"], image_size=size or (256, 128), **chosen), fit
+        data, run_through = load_dataset(params["dataset"], image_size=size or (256, 128), **chosen), fit
     with seeded(recipe.seed, "weights"):
-        model = reidlib.create_model(
+        model = create_model(
             params["model"],
             weights=params.get("init", "random").removeprefix("random"),
             num_classes=data.num_classes,
@@ -73,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = complete(json.loads(args.params.read_text(encoding="utf-8")))
         folder = args.params.resolve().parent
         if (folder / "environment.json").is_file():
-            run = Run(folder)
+            run = RunFolder(folder)
         else:
             # Only the first process begins the run; another might find it begun already.
             resume = params.get("resume", "auto") if place()[0] == 0 else "auto"
-            run = Run.create(params["run"], params, resume=resume)
+            run = RunFolder.create(params["run"], params, resume=resume)
     except (OSError, ValueError) as error:
         print(f"error: {type(error).__name__}: {args.params}: {error}", file=sys.stderr)
         return 2

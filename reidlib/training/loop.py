@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader
 from reidlib.data.loaders import Batch, loader_errors
 from reidlib.data.transforms import Augmentation, build_augmentation
 from reidlib.files import whole_file
-from reidlib.runs import Run
+from reidlib.run_folder import RunFolder
 from reidlib.seeds import seeded, torch_generator_for
+from reidlib.training import record
 from reidlib.training.losses import Criterion
 from reidlib.training.optim import begin_epoch, build_optimizer, set_rate
 from reidlib.training.recipes import Recipe
@@ -98,7 +99,7 @@ def train(
     model: nn.Module,
     loader: DataLoader[Batch],
     evaluate: Evaluate,
-    run: Run,
+    run: RunFolder,
     recipe: Recipe,
     setup: Setup,
     *,
@@ -164,7 +165,7 @@ def train(
         else:
             history = [{"epoch": 0, **_timed(evaluate, kept)}]
         epoch_of = _Epochs(model, loader, criterion, optimizer, augment, recipe, setup, accelerator, average, run)
-        with closing(_Record(run, setup, history)) if main else nullcontext() as record:
+        with closing(_Record(run, setup, history)) if main else nullcontext() as recording:
             for epoch in range(len(history), recipe.epochs + 1):
                 if "stopped" in history[-1]:
                     break
@@ -174,22 +175,22 @@ def train(
                 history.append(row)
                 if said := _out_of_patience(history, recipe, score):
                     row["stopped"] = said
-                if record:
+                if recording:
                     if score in row and best_row(history, score) is row:
-                        run.save_model(kept, epoch=epoch, **about)
+                        record.save_model(run, kept, epoch=epoch, **about)
                     state = {name: part.state_dict() for name, part in parts.items()}
-                    record(history, {"stamp": stamp, "history": history} | state)
+                    recording(history, {"stamp": stamp, "history": history} | state)
                     if on_epoch:
                         on_epoch(history)
         accelerator.wait_for_everyone()
-        run.load_weights(model)
+        record.load_weights(run, model)
         return history
 
 
 class _Record:
     """What the first process writes after each epoch: the checkpoint, then the metrics."""
 
-    def __init__(self, run: Run, setup: Setup, history: History) -> None:
+    def __init__(self, run: RunFolder, setup: Setup, history: History) -> None:
         self.run, self.keep_every, self.board = run, setup.keep_every, None
         run.write_metrics(history)
         self._keep(history[-1]["epoch"])  # where a kill came between
@@ -230,7 +231,7 @@ class _Record:
         self.board.flush()
 
 
-def _agree(run: Run, state: dict[str, Any] | None) -> None:
+def _agree(run: RunFolder, state: dict[str, Any] | None) -> None:
     """All processes must go on from the same epoch. Raises ValueError where they do not see the same folder."""
     if dist.is_initialized():
         at: list[Any] = [None] * dist.get_world_size()
@@ -303,7 +304,7 @@ class _Epochs:
         setup: Setup,
         accelerator: Any,
         average: Average | None,
-        run: Run,
+        run: RunFolder,
     ) -> None:
         self.model, self.loader, self.criterion, self.optimizer = model, loader, criterion, optimizer
         self.augment, self.recipe, self.average, self.run = augment, recipe, average, run
@@ -435,7 +436,7 @@ class _Epochs:
             drawn = {"seed": self.recipe.seed, "epoch": epoch, "step": step, "rank": rank}
             labels = {"labels": seen.batch.pids.tolist(), "camids": seen.batch.camids.tolist()}
             about = {"said": said, **about, "drawn_from": drawn, "paths": paths, **labels}
-            self.run.write_bad_batch(seen.images, about)
+            record.write_bad_batch(self.run, seen.images, about)
         raise FloatingPointError(
             f"batch {step + 1} of epoch {epoch}: {said}; lower the learning rate (lr={self.recipe.lr:g}), or look at "
             f"bad_batch.json and its pictures in {self.run.path}; the checkpoint of the epoch before is kept"
@@ -550,7 +551,7 @@ def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 @contextmanager
-def _unrepeatable(run: Run) -> Iterator[None]:
+def _unrepeatable(run: RunFolder) -> Iterator[None]:
     """Write into environment.json which operations of the block may differ from one time to the next, as torch says."""
     import re
     import warnings

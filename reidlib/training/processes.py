@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from reidlib.runs import Run
+from reidlib.run_folder import RunFolder
+from reidlib.training import record
 
 WATCHED = "REID_WATCHED"  # set for processes whose standard input closes when whoever started them is gone
 _ERRORS = {error.__name__: error for error in (ValueError, OSError, FloatingPointError)}
@@ -22,7 +23,7 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def run_processes(model: nn.Module, run: Run, count: int, on_epoch: Any = None) -> list[dict[str, Any]]:
+def run_processes(model: nn.Module, run: RunFolder, count: int, on_epoch: Any = None) -> list[dict[str, Any]]:
     """Train the run in `count` processes of `python -m reidlib.training`; `on_epoch(history)` as its metrics grow.
 
     The run's params.json says what is trained; `model` gets its weights at the end. Returns one dict an epoch.
@@ -65,7 +66,7 @@ def run_processes(model: nn.Module, run: Run, count: int, on_epoch: Any = None) 
         if any(codes):
             said = [Path(folder, str(rank)).read_text(errors="replace") for rank in range(count)]
             raise _first_failure(codes, said)
-    run.load_weights(model)
+    record.load_weights(run, model)
     return run.metrics
 
 

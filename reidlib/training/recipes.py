@@ -371,3 +371,34 @@ RECIPES["transreid"] = Recipe(
     augment=("random_flip", "pad_crop", "pixel_erasing=0.5"),
     eval_every=10,
 )
+
+# Pretraining. A batch is `people` images. "imagenet": Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677,
+# their baseline for ResNet-50, 76.4 top-1 in the original architecture; norms decay here as well, as in `build_optimizer`.
+# Its command: `python -m reidlib.batch pretrain -p recipe imagenet -p model resnet50 -p dataset imagenet`.
+CLASS_RECIPES: dict[str, Recipe] = {
+    "toy": Recipe(height=128, width=64, epochs=8, people=64, images=1, pk=False, augment=("random_flip",)),
+    "imagenet": Recipe(
+        height=224,
+        width=224,
+        epochs=90,
+        people=256,
+        images=1,
+        pk=False,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=1e-4,
+        schedule="steps",
+        milestones=(30, 60, 80),
+        warmup=0,
+        smoothing=0,
+        augment=("random_flip",),
+        eval_every=1,
+    ),
+}
+
+
+def class_recipe(name: str, values: Mapping[str, object] | None = None) -> Recipe:
+    """The recipe `name` of `CLASS_RECIPES`, with the settings that stand in `values` and are not None."""
+    if name not in CLASS_RECIPES:
+        raise unknown_name("recipe for pretraining", name, CLASS_RECIPES)
+    return CLASS_RECIPES[name].having(values or {})

@@ -1,4 +1,4 @@
-"""`python -m reidlib.models.zoo_page`: count every model anew, then write MODEL_ZOO.md from the tables (`make zoo`)."""
+"""`python -m reidlib.models.printed.page`: write MODEL_ZOO.md (`make zoo`), every model counted anew."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from reidlib.files import whole_file
 from reidlib.models import list_models
-from reidlib.models.architectures import MGN
-from reidlib.models.cards import same_network
-from reidlib.models.costs import WHY, Figure, Measured, count, exact, figures, measured, pareto_front
-from reidlib.models.published import SOURCES, Published, published, results
+from reidlib.models.printed.cards import same_network
+from reidlib.models.printed.costs import WHY, Figure, Measured, count, exact, figures, measured, pareto_front
+from reidlib.models.printed.published import SOURCES, Published, published, results
+from reidlib.models.wirings import MGN
 from reidlib.models.zoo import MODELS, Model
 
 PAGE = Path(__file__).parents[2] / "MODEL_ZOO.md"
@@ -79,7 +79,7 @@ def introduction() -> Iterator[str]:
     scored = [row for row in published() if row.rank1 is not None]
     links = {row.link for row in published() if row.link}
     yield "# The model zoo"
-    yield "<!-- Written by `make zoo` from reidlib/models/published.csv and measured.csv: edit those. -->"
+    yield "<!-- Written by `make zoo` from reidlib/models/printed/published.csv and measured.csv: edit those. -->"
     yield (
         f"**{len(list_models())} models, {len(scored)} published results, {len(links)} files of weights.** Accuracies "
         "are percentages as each source printed them. Parameters (millions) and multiply-adds (billions an image) are "

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reidlib.data import passport
+from reidlib.data import check
 from reidlib.data.datasets import merge
 from reidlib.data.readers import read_dukemtmcreid, read_market1501
 from reidlib.plots import pair_sheet, picture_counts, picture_sizes, score_matrix
 
 
 def verdicts(findings):
-    return {f.question: f.verdict for f in findings if f.verdict != passport.FINE}
+    return {f.question: f.verdict for f in findings if f.verdict != check.FINE}
 
 
 def found(findings, question):
@@ -33,12 +33,12 @@ def damaged(tiny, tmp_path):
 
 
 def test_a_sound_set_has_no_finding(tiny):
-    pictures = passport.examine(tiny)
-    assert not verdicts(passport.check(tiny, pictures))
-    assert len(passport.check(tiny)) == 7
-    assert len(passport.check(tiny, pictures)) == 13
+    pictures = check.examine(tiny)
+    assert not verdicts(check.check_dataset(tiny, pictures))
+    assert len(check.check_dataset(tiny)) == 7
+    assert len(check.check_dataset(tiny, pictures)) == 13
     assert set(map(tuple, pictures.sizes)) == {(128, 64)}
-    passport.stop_if_unsound(passport.check(tiny))
+    check.stop_if_unsound(check.check_dataset(tiny))
 
 
 def test_everything_planted_is_found_and_named(damaged):
@@ -58,7 +58,7 @@ def test_everything_planted_is_found_and_named(damaged):
     (gallery / "0005_c1s1_777777_01.jpg").write_bytes(shot.read_bytes()[:900])  # cut off
     (gallery / "0005_c1s1_666666_01.jpg").touch()  # empty
     data = read()
-    findings = passport.check(data, passport.examine(data))
+    findings = check.check_dataset(data, check.examine(data))
     assert verdicts(findings) == {
         "Is every file there?": "stop",
         "Is somebody in train and in test?": "stop",
@@ -80,16 +80,16 @@ def test_everything_planted_is_found_and_named(damaged):
     assert "bounding_box_train/0004_c1s1_999999_01.jpg = bounding_box_test/" + two.name in near
     assert "0003_c1s1_999999_01.jpg" in found(findings, "to two people")
     with pytest.raises(ValueError, match=r"mislead: 1 missing or empty: .*1 in train and in test: ") as caught:
-        passport.stop_if_unsound(findings)
+        check.stop_if_unsound(findings)
     assert "\n" not in str(caught.value)
-    passport.stop_if_unsound(findings, skip_check=True)
+    check.stop_if_unsound(findings, skip_check=True)
 
 
 def test_the_quick_part_reads_no_picture(damaged, monkeypatch):
     _, read = damaged
     data = read()
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
-    passport.check(data)
+    check.check_dataset(data)
 
 
 def test_splits_that_cannot_be_used_stop(tiny):
@@ -99,33 +99,33 @@ def test_splits_that_cannot_be_used_stop(tiny):
         "train shows one person only": replace(tiny, train=tiny.train[:2]),
     }
     for said, data in cases.items():
-        assert said in found(passport.check(data), "trained and tested")
+        assert said in found(check.check_dataset(data), "trained and tested")
         with pytest.raises(ValueError, match=said):
-            passport.stop_if_unsound(passport.check(data))
+            check.stop_if_unsound(check.check_dataset(data))
     blind = replace(tiny, gallery=tuple(s._replace(camid=1) for s in tiny.gallery if s.camid == 1),
                     query=tuple(s for s in tiny.query if s.camid == 1))  # fmt: skip
-    assert verdicts(passport.check(blind))["Can every query be matched?"] == passport.STOP
+    assert verdicts(check.check_dataset(blind))["Can every query be matched?"] == check.STOP
     twice = replace(tiny, train=(*tiny.train, tiny.query[0]._replace(pid=2)))
-    assert tiny.query[0].path.name in found(passport.check(twice), "listed for train")
-    assert verdicts(passport.check(merge([tiny], combineall=True)))["Is somebody in train and in test?"] == "stop"
+    assert tiny.query[0].path.name in found(check.check_dataset(twice), "listed for train")
+    assert verdicts(check.check_dataset(merge([tiny], combineall=True)))["Is somebody in train and in test?"] == "stop"
 
 
 def test_a_test_needs_no_training_pictures(tiny):
     lost = replace(tiny, train=tuple(s._replace(path=s.path / "gone") for s in tiny.train))
-    assert verdicts(passport.check(lost)) == {"Is every file there?": "stop"}
-    assert not verdicts(passport.check(lost, training=False))
-    assert "query is empty" in found(passport.check(replace(lost, query=()), training=False), "tested on")
+    assert verdicts(check.check_dataset(lost)) == {"Is every file there?": "stop"}
+    assert not verdicts(check.check_dataset(lost, training=False))
+    assert "query is empty" in found(check.check_dataset(replace(lost, query=()), training=False), "tested on")
 
 
 def test_unmatched_queries_equal_a_plain_loop(tiny):
     rng = np.random.default_rng(0)
     part = replace(tiny, gallery=tuple(s for s in tiny.gallery if rng.random() < 0.3))
     plain = [q for q in part.query if not any(g.pid == q.pid and g.camid != q.camid for g in part.gallery)]
-    assert passport.unmatched_queries(part) == plain != []
+    assert check.unmatched_queries(part) == plain != []
 
 
 def test_near_copies_equal_a_plain_loop_at_any_block(tiny):
-    pictures = passport.examine(tiny)
+    pictures = check.examine(tiny)
     plain = []
     for i, a in enumerate(pictures.samples):
         for j, b in enumerate(pictures.samples[:i]):
@@ -134,42 +134,42 @@ def test_near_copies_equal_a_plain_loop_at_any_block(tiny):
             if likeness > 0.6 and (across or (a.pid != b.pid and min(a.pid, b.pid) >= 0)):
                 plain.append((j, i))
     for block in (1, 37, 4096):
-        assert {pair[:2] for pair in passport.near_copies(pictures, 0.6, block)} == set(plain)
+        assert {pair[:2] for pair in check.near_copies(pictures, 0.6, block)} == set(plain)
     assert len(plain) > 50
 
 
 def test_the_content_hash_follows_bytes_and_labels(damaged):
     root, read = damaged
-    before = passport.examine(read()).content_hash
-    assert before == passport.examine(read()).content_hash
+    before = check.examine(read()).content_hash
+    assert before == check.examine(read()).content_hash
     path = root / "query" / sorted(os.listdir(root / "query"))[0]
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
     fingerprint = read().fingerprint()
-    changed = passport.examine(read()).content_hash
+    changed = check.examine(read()).content_hash
     assert changed != before
     content[-3] ^= 1
     path.write_bytes(content)
-    assert passport.examine(read()).content_hash == before
+    assert check.examine(read()).content_hash == before
     assert read().fingerprint() == fingerprint  # which sees sizes only
     path.rename(path.with_name(path.name.replace("c1", "c2", 1)))
-    assert passport.examine(read()).content_hash != before
+    assert check.examine(read()).content_hash != before
 
 
 def test_counts_stand_beside_the_published_ones(tiny, tmp_path):
     data = replace(tiny, name="market1501")
-    assert passport.compare_counts(data)[1]["published images"] == 3368
-    finding = passport.check(data)[0]
-    assert finding.verdict == passport.LOOK
+    assert check.compare_counts(data)[1]["published images"] == 3368
+    finding = check.check_dataset(data)[0]
+    assert finding.verdict == check.LOOK
     assert "train has 90 images, published 12936, train has 12 people, published 751" in finding.found
-    assert passport.compare_counts(tiny)[0]["published images"] is None
+    assert check.compare_counts(tiny)[0]["published images"] is None
     with pytest.raises(FileNotFoundError, match="bounding_box_train"):
         read_dukemtmcreid("dukemtmcreid", tmp_path, "here")
 
 
 def test_people_by_camera_counts(tiny):
-    table, pids, camids = passport.people_by_camera(tiny.gallery)
+    table, pids, camids = check.people_by_camera(tiny.gallery)
     plain = defaultdict(int)
     for s in tiny.gallery:
         plain[s.pid, s.camid] += 1
@@ -178,7 +178,7 @@ def test_people_by_camera_counts(tiny):
 
 
 def test_figures_draw_and_refuse(tiny):
-    table, _, camids = passport.people_by_camera(tiny.train)
+    table, _, camids = check.people_by_camera(tiny.train)
     figure = picture_counts({"train": (table, camids), "none": (np.zeros((0, 3)), [1, 2, 3])})
     (image,) = figure.axes[0].images
     assert image.get_array().sum() == len(tiny.train)

@@ -1,22 +1,24 @@
-"""Pretraining: a backbone learns to tell the classes of a folder of pictures, before it is shown any people.
+"""What can be trained: people, judged by mAP on query and gallery, and classes of images, judged by top-1.
 
-The loop, its recipes and its run folder are those of every training. Judged by top-1 and top-5 on the centres of the
-validation pictures, as is usual on ImageNet. Pictures are loaded 1.4 times larger than the model sees them, and random
-crops are cut from them on the device: what is usual cuts from the whole file, which only a decoder can do.
+Pretraining: a backbone learns to tell the classes of a folder of images apart, before it is shown any people. Judged by
+top-1 and top-5 on the centres of the validation images, as is usual on ImageNet. Images are loaded 1.4 times larger
+than the model sees them, and random crops are cut from them on the device; the usual way cuts from the original file,
+which only a decoder can do. Both tasks share the loop, the recipes and the run folder.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from reidlib.data.datasets import ReIDDataset
 from reidlib.data.folders import ClassDataset
-from reidlib.data.loaders import Batch, class_loaders
+from reidlib.data.loaders import Batch, class_loaders, eval_loader, train_loader
 from reidlib.data.transforms import build_augmentation, random_resized_crop
-from reidlib.errors import unknown_name
-from reidlib.runs import Run
+from reidlib.evaluation import Features, evaluate_ranking, extract_features, ranking_inputs
+from reidlib.run_folder import RunFolder
 from reidlib.training.loop import History, OnEpoch, Setup, begin, train
 from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import Recipe
@@ -24,42 +26,71 @@ from reidlib.training.recipes import Recipe
 _DEFAULT = Setup()
 PRETRAIN = "pretrain"  # the "task" in the params.json of such a run
 
-# A batch is `people` pictures. "imagenet": Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677, their
-# baseline for ResNet-50, 76.4 top-1 in the original architecture; norms decay here as well, as in `build_optimizer`.
-# About the command: `python -m reidlib.batch pretrain -p recipe imagenet -p model resnet50 -p dataset imagenet`.
-CLASS_RECIPES: dict[str, Recipe] = {
-    "toy": Recipe(height=128, width=64, epochs=8, people=64, images=1, pk=False, augment=("random_flip",)),
-    "imagenet": Recipe(
-        height=224,
-        width=224,
-        epochs=90,
-        people=256,
-        images=1,
-        pk=False,
-        optimizer="sgd",
-        lr=0.1,
-        weight_decay=1e-4,
-        schedule="steps",
-        milestones=(30, 60, 80),
-        warmup=0,
-        smoothing=0,
-        augment=("random_flip",),
-        eval_every=1,
-    ),
-}
 
+def fit(
+    model: nn.Module,
+    dataset: ReIDDataset,
+    run: RunFolder,
+    recipe: Recipe,
+    setup: Setup = _DEFAULT,
+    *,
+    on_epoch: OnEpoch | None = None,
+) -> History:
+    """Train `model` on `dataset` by `recipe` into the folder of `run`; the model ends with the best weights.
 
-def class_recipe(name: str, values: Mapping[str, object] | None = None) -> Recipe:
-    """The recipe `name` of `CLASS_RECIPES`, with the settings that stand in `values` and are not None."""
-    if name not in CLASS_RECIPES:
-        raise unknown_name("recipe for pretraining", name, CLASS_RECIPES)
-    return CLASS_RECIPES[name].having(values or {})
+    Best is the highest mAP on the data set's own query and gallery. What it returns and raises: see `loop.train`, under
+    which it runs; ValueError also where the set cannot fill a batch. With `setup.num_processes`, and where this is not
+    one of several processes already, they are started from the run's params.json, which must then say all of this.
+    """
+    if setup.num_processes > 1 and place()[1] == 1:
+        return run_processes(model, run, setup.num_processes, on_epoch)
+    accelerator = begin(setup)
+    part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    loader = train_loader(
+        dataset,
+        model.input_size,
+        people=recipe.people,
+        images=recipe.images,
+        pk=recipe.pk,
+        seed=recipe.seed,
+        workers=setup.workers,
+        **part,
+    )
+    splits = [
+        eval_loader(s, model.input_size, cameras=dataset.camera_labels, workers=setup.workers, **part)
+        for s in (dataset.query, dataset.gallery)
+    ]
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        query, gallery = (extract_features(model, split, device=accelerator.device) for split in splits)
+        group = dist.group.WORLD if part["world"] > 1 else None
+        if group:  # each process has its part of both: all need every query, and keep their part of the gallery
+            parts: list[Any] = [None] * part["world"]
+            dist.all_gather_object(parts, query)
+            query = Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("feats", "pids", "camids")))
+        inputs = ranking_inputs(query, gallery)
+        result = evaluate_ranking(*inputs, metric=recipe.metric, device=accelerator.device, group=group)
+        return {name: share for name, share in result.to_dict().items() if not name.startswith("num_")}
+
+    return train(
+        model,
+        loader,
+        evaluate,
+        run,
+        recipe,
+        setup,
+        accelerator=accelerator,
+        score="mAP",
+        stamp={"dataset": dataset.name, "data": dataset.fingerprint()},
+        about={"trained_on": dataset.name, "tested_on": dataset.tested_on},
+        on_epoch=on_epoch,
+    )
 
 
 def pretrain(
     model: nn.Module,
     dataset: ClassDataset,
-    run: Run,
+    run: RunFolder,
     recipe: Recipe,
     setup: Setup = _DEFAULT,
     *,

@@ -35,8 +35,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from reidlib.data.people import CANVAS, Dice, Person, Pose, Sprite, draw_person, random_person
-from reidlib.data.scenes import SCENE, draw_obstacle, draw_scene
+from reidlib.data.drawn.people import CANVAS, Dice, Person, Pose, Sprite, draw_person, random_person
+from reidlib.data.drawn.scenes import SCENE, draw_obstacle, draw_scene
 from reidlib.errors import unknown_name
 from reidlib.files import whole_folder
 

@@ -10,13 +10,13 @@ import torch
 
 from reidlib.errors import unknown_name
 from reidlib.models import create_model, list_models
-from reidlib.models.cards import Card, card
-from reidlib.models.costs import exact, figures, pareto_front
-from reidlib.models.published import published, results
+from reidlib.models.printed.cards import Card, card
+from reidlib.models.printed.costs import exact, figures, pareto_front
+from reidlib.models.printed.page import CROSSINGS, DATASETS
+from reidlib.models.printed.published import published, results
 from reidlib.models.zoo import MODELS
-from reidlib.models.zoo_page import CROSSINGS, DATASETS
-from reidlib.notebook import watched
 from reidlib.training.recipes import RECIPES
+from reidlib.workbook.views import watched
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from reidlib.runs import Run
+from reidlib.run_folder import whole_rows
+from reidlib.workbook.runs import Run
 
 OVER = ("ended", "failed")
 _RECENT = 9  # lines that a usual epoch is estimated from
@@ -146,7 +147,7 @@ class Watch:
                 text, written = file.read(), os.fstat(file.fileno()).st_mtime
         except (OSError, UnicodeDecodeError):  # not there yet, just replaced (a stale handle), or half there
             return False
-        rows = list(_whole_rows(text))
+        rows = list(whole_rows(text))
         if not rows or written < self.written or (written == self.written and len(rows) <= len(self.history)):
             return False
         self.history, self.written = rows, written
@@ -215,18 +216,6 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def _whole_rows(text: str) -> Iterator[dict[str, Any]]:
-    """The lines up to the first that is not whole."""
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(row, dict) or "epoch" not in row:
-            return
-        yield row
 
 
 def _plain_line(text: str) -> str:

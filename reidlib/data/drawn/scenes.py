@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from reidlib.data.people import Dice, Sprite
+from reidlib.data.drawn.people import Dice, Sprite
 
 SCENE = (600, 1100)  # height, width of a scene; a picture sees 512 x 256 of it
 

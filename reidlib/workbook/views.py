@@ -15,8 +15,8 @@ from reidlib.data.loaders import read_image
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features
 from reidlib.models import ReIDModel, complexity
-from reidlib.runs import Run
-from reidlib.training import RECIPES, Recipe
+from reidlib.training import RECIPES, Recipe, record
+from reidlib.workbook.runs import Run
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 CHOICES = ("worst", "best", "random", "chosen")
@@ -96,7 +96,7 @@ def bad_batch(run: Run) -> Any:
     """The batch that training of `run` stopped at, person and camera below each picture; None where it met none."""
     from reidlib.plots import batch_sheet
 
-    if (found := run.bad_batch()) is None:
+    if (found := record.bad_batch(run)) is None:
         return None
     images, about = found
     words = [f"{label} · c{camid}" for label, camid in zip(about["labels"], about["camids"], strict=True)]

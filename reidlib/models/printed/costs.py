@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from reidlib.models import complexity, create_model, list_models
-from reidlib.models.published import published
+from reidlib.models.printed.published import published
 
 IDENTITIES = {"market1501": 751, "dukemtmcreid": 702, "msmt17": 1041}  # in training; some counts depend on them
 

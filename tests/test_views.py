@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from reidlib import notebook
 from reidlib.data.datasets import Sample
 from reidlib.evaluation import Features
+from reidlib.workbook import views
 
 AP = [0.5, np.nan, 0.9, 0.1, 0.1, 1.0]
 
@@ -24,35 +24,35 @@ AP = [0.5, np.nan, 0.9, 0.1, 0.1, 1.0]
     ],
 )
 def test_choose_queries(show: str, count: int, picked: list[int] | None, words: str) -> None:
-    got, order = notebook.choose_queries(AP, show, count)
+    got, order = views.choose_queries(AP, show, count)
     if picked is None:
         assert got == sorted(got)
         assert 1 not in got
     else:
         assert got == picked
     assert re.match(words, order)
-    assert notebook.choose_queries(torch.tensor(AP), show, count) == (got, order)
+    assert views.choose_queries(torch.tensor(AP), show, count) == (got, order)
 
 
 def test_chosen_queries_keep_their_order_and_may_lack_a_match() -> None:
-    assert notebook.choose_queries(AP, "chosen", 9, chosen=[4, 1])[0] == [4, 1]
+    assert views.choose_queries(AP, "chosen", 9, chosen=[4, 1])[0] == [4, 1]
     for chosen in ([6], [], [-1]):
         with pytest.raises(ValueError, match="query indices from 0 to 5"):
-            notebook.choose_queries(AP, "chosen", 9, chosen=chosen)
+            views.choose_queries(AP, "chosen", 9, chosen=chosen)
     with pytest.raises(ValueError, match="did you mean 'worst'"):
-        notebook.choose_queries(AP, "worse", 3)
+        views.choose_queries(AP, "worse", 3)
     with pytest.raises(ValueError, match="nothing to show: 0 queries have a match"):
-        notebook.choose_queries([np.nan], "best", 3)
+        views.choose_queries([np.nan], "best", 3)
 
 
 def test_choose_people_takes_all_samples_of_some_people() -> None:
     samples = [Sample(Path(str(i)), pid, 1) for i, pid in enumerate([-1, 0, 3, 4, 3, 5, 0, 4])]
-    picked = notebook.choose_people(samples, 2, seed=1)
+    picked = views.choose_people(samples, 2, seed=1)
     pids = {samples[i].pid for i in picked}
     assert len(pids) == 2
     assert not pids & {-1, 0}
     assert picked == [i for i, s in enumerate(samples) if s.pid in pids]
-    assert len(notebook.choose_people(samples, 99)) == 5
+    assert len(views.choose_people(samples, 99)) == 5
 
 
 def test_rank_rows_carry_the_cosine_similarity_of_each_pair(tiny) -> None:
@@ -65,7 +65,7 @@ def test_rank_rows_carry_the_cosine_similarity_of_each_pair(tiny) -> None:
     query, gallery = features(tiny.query), features(tiny.gallery)
     ranked = torch.stack([torch.arange(3) + i for i in range(len(query))])
     ranked[2, 2] = -1
-    queries, _, rows, similarity = notebook.rank_rows(tiny, query, gallery, ranked, [2, 0])
+    queries, _, rows, similarity = views.rank_rows(tiny, query, gallery, ranked, [2, 0])
     assert queries == [tiny.query[2], tiny.query[0]]
     assert rows.tolist() == [[2, 3, -1], [0, 1, 2]]
     expected = torch.nn.functional.cosine_similarity(query.feats[0], gallery.feats[1], dim=0)
@@ -73,14 +73,14 @@ def test_rank_rows_carry_the_cosine_similarity_of_each_pair(tiny) -> None:
 
 
 def test_paths_are_told_from_the_root() -> None:
-    assert notebook.below("/data/m/query/a.jpg", "/data/m") == "query/a.jpg"
-    assert notebook.below("/else/a.jpg", "/data/m") == "/else/a.jpg"
+    assert views.below("/data/m/query/a.jpg", "/data/m") == "query/a.jpg"
+    assert views.below("/else/a.jpg", "/data/m") == "/else/a.jpg"
 
 
 def test_epoch_lines_and_tables() -> None:
     row = {"epoch": 3, "loss": 1.5, "accuracy": 0.25, "mAP": 0.5, "rank1": 0.75}
-    assert notebook.epoch_line(row, 12) == "epoch   3/12  loss  1.500  accuracy  25.0%  mAP  50.0%  Rank-1  75.0%"
-    table = notebook.percent_table({"a": {"rank1": 0.123}, "b": {"mAP": 1.0}})
+    assert views.epoch_line(row, 12) == "epoch   3/12  loss  1.500  accuracy  25.0%  mAP  50.0%  Rank-1  75.0%"
+    table = views.percent_table({"a": {"rank1": 0.123}, "b": {"mAP": 1.0}})
     assert table.loc["a", "rank1"] == "12.3"
     assert table.loc["a", "mAP"] == ""
     assert table.loc["b", "mAP"] == "100.0"
@@ -89,8 +89,8 @@ def test_epoch_lines_and_tables() -> None:
 def test_nobody_watches_without_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     drawn: list[int] = []
-    notebook.LivePicture(drawn.append)(1)
+    views.LivePicture(drawn.append)(1)
     assert drawn == []
-    assert notebook.browse(lambda index: f"picture {index}", 5, start=3) == "picture 3"
+    assert views.browse(lambda index: f"picture {index}", 5, start=3) == "picture 3"
     monkeypatch.setenv("JPY_SESSION_NAME", "ranklist.ipynb")
-    assert notebook.watched()
+    assert views.watched()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reidlib.data.synthetic import MARKET, SIZES, Shot, Studio, market_name
+from reidlib.data.drawn.writer import MARKET, SIZES, Shot, Studio, market_name
 from reidlib.errors import unknown_name
 from reidlib.files import whole_folder
 

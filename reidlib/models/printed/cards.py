@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reidlib.models import Complexity, complexity, create_model
-from reidlib.models.costs import CAMERAS, IDENTITIES, Figure, figures
-from reidlib.models.published import SOURCES, Published, published
+from reidlib.models.printed.costs import CAMERAS, IDENTITIES, Figure, figures
+from reidlib.models.printed.published import SOURCES, Published, published
 from reidlib.models.weights import Weights, published_weights
 from reidlib.models.zoo import MODELS
 

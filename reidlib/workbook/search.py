@@ -14,9 +14,9 @@ from itertools import product
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from reidlib import batch
 from reidlib.files import whole_file
-from reidlib.runs import Run
+from reidlib.workbook import batch
+from reidlib.workbook.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -96,7 +96,7 @@ def examine(dataset: ReIDDataset, *, progress: bool = False) -> Pictures:
     )
 
 
-def check(
+def check_dataset(
     dataset: ReIDDataset, pictures: Pictures | None = None, *, near: float = NEAR, training: bool = True
 ) -> list[Finding]:
     """Every question with its answer, the quick ones first; with `pictures` from `examine` also the thorough ones.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from reidlib.data.datasets import PUBLISHED
 from reidlib.data.samples import COMBINED
 from reidlib.evaluation import Features, evaluate_ranking, ranking_inputs
-from reidlib.models.published import Published, published
+from reidlib.models.printed.published import Published, published
 
 TOLERANCE = 0.3  # points
 

@@ -1,0 +1,1 @@
+"""Drawn people: synthetic datasets that need no download."""
