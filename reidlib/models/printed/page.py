@@ -12,8 +12,9 @@ from reidlib.models.printed.costs import WHY, Figure, Measured, count, exact, fi
 from reidlib.models.printed.published import SOURCES, Published, published, results
 from reidlib.models.wirings import MGN
 from reidlib.models.zoo import MODELS, Model
+from reidlib.paths import REPOSITORY
 
-PAGE = Path(__file__).parents[2] / "MODEL_ZOO.md"
+PAGE = REPOSITORY / "MODEL_ZOO.md"
 DATASETS = {"market1501": "Market-1501", "dukemtmcreid": "DukeMTMC-reID", "msmt17": "MSMT17"}
 SECTIONS: tuple[
     tuple[str, str, Callable[[Model], bool], dict[str, str]], ...
