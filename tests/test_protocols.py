@@ -1,6 +1,7 @@
 """Single shot, verification, camera pairs, and the statistics, against recorded cases and plain loops."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -71,6 +72,49 @@ def test_verification_by_plain_counting():
         allowed = [t for t in genuine if (impostor <= t).sum() <= far * len(impostor)]
         assert tar == pytest.approx(len([d for d in genuine if allowed and d <= max(allowed)]) / len(genuine))
         np.testing.assert_equal(result.threshold[far], max(allowed, default=np.nan))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_verification_decides_ties_exactly(metric):
+    """Copies of a genuine image among the impostors: a matrix product sees them at other distances by its rounding."""
+    q, g, pids, g_pids, camids, g_camids = drawn(6, num_query=12, num_gallery=60, dim=130)
+    g[:12], g[12:24] = q, q
+    exact = [[_exact(a, b, metric) for b in g] for a in q]
+    same = pids[:, None] == g_pids
+    kept = (g_pids != -1) & ~(same & (camids[:, None] == g_camids))
+    pairs = [(exact[i][j], same[i, j]) for i, j in zip(*kept.nonzero(), strict=True)]
+    genuine, impostor = ([d for d, right in pairs if right == wanted] for wanted in (True, False))
+    assert set(genuine) & set(impostor)
+    wins = sum((a < b) + (a == b) / 2 for a in genuine for b in impostor) / len(genuine) / len(impostor)
+    result = verify(q, g, pids, g_pids, camids, g_camids, metric=metric, fars=(0.1,), block_size=7)
+    assert result.auc == pytest.approx(wins, abs=1e-12)
+    allowed = [a for a in genuine if sum(b <= a for b in impostor) <= 0.1 * len(impostor)]
+    assert result.tar[0.1] == pytest.approx(len(allowed) / len(genuine))
+
+
+def _exact(a, b, metric):
+    """A Fraction that falls or rises with the distance: nothing is rounded."""
+    a, b = ([Fraction(float(x)) for x in row] for row in (a, b))
+    dot, aa, bb = (sum(x * y for x, y in zip(*rows, strict=True)) for rows in ((a, b), (a, a), (b, b)))
+    return aa + bb - 2 * dot if metric == "euclidean" else 1 - dot * abs(dot) / (aa * bb)
+
+
+@pytest.mark.parametrize("scale", [2.0**-43, 2.0**-660, 2.0**660])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_magnitude_changes_nothing(metric, scale):
+    q, g, *ids = (x.astype(np.float64) if x.dtype == np.float32 else x for x in drawn(3))
+    plain, scaled = (verify(q * f, g * f, *ids, metric=metric, fars=(0.1,)) for f in (1, scale))
+    assert (plain.auc, plain.tar) == (scaled.auc, scaled.tar)
+    if metric == "cosine" or scale < 1:
+        factor = 1 if metric == "cosine" else scale**2
+        assert scaled.threshold[0.1] == plain.threshold[0.1] * factor or scale**2 == 0
+    assert single_shot(q * scale, g * scale, *ids, metric=metric).mAP == single_shot(q, g, *ids, metric=metric).mAP
+
+
+def test_misspelt_options_are_refused():
+    for protocol in (single_shot, evaluate_camera_pairs):
+        with pytest.raises(TypeError, match=rf"{protocol.__name__}.*same_cameras"):
+            protocol(*drawn(7), same_cameras=True)
 
 
 def test_camera_pairs():

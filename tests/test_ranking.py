@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -94,15 +95,89 @@ def test_float64_differences_below_float32_are_seen():
     assert evaluate_ranking(q.astype(np.float32), g.astype(np.float32), *ids).first_match.tolist() == [2]  # all equal
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("num_query", "num_gallery", "dim", "step"), [(6, 15, 2, 0.5), (3, 20, 2, 0.5), (5, 40, 3, 1)])
+def test_ties_are_those_of_exact_arithmetic(num_query, num_gallery, dim, step, metric):
+    for seed in range(41):
+        inputs = drawn(seed, num_query, num_gallery, dim, step=step)
+        top = rank_gallery(*inputs, k=num_gallery, metric=metric)
+        for i, (*_, order) in enumerate(naive(*inputs, metric=metric)):
+            assert top.indices[i, : len(order)].tolist() == order.tolist(), (seed, i)
+
+
+def test_equal_directions_tie():
+    """Histograms, binary codes and their multiples: what points the same way is at one distance, however long it is."""
+    rng = np.random.default_rng(0)
+    for histogram in rng.integers(0, 100, (50, 64)):
+        g = np.stack([histogram * factor for factor in (7, 1, 3, 1000, 11)]).astype(np.float32)
+        q = rng.integers(0, 100, (1, 64)).astype(np.float32)
+        top = rank_gallery(q, g, [1], [1, 2, 3, 4, 5], [0], [1] * 5, k=5)
+        assert top.indices.tolist() == [[0, 1, 2, 3, 4]]
+        assert rank_gallery(g[:1], g, [1], [1, 2, 3, 4, 5], [0], [1] * 5, k=5).distances.eq(0).all()
+
+
+def halved(terms):
+    while (n := len(terms)) > 1:
+        half = (n + 1) // 2
+        terms = [a + b for a, b in itertools.zip_longest(terms[:half], terms[half:], fillvalue=0.0)]
+    return terms[0]
+
+
+@pytest.mark.parametrize("kind", ["numba", "torch"])
+def test_exact_distances_are_ieee_arithmetic_in_the_documented_order(kind, monkeypatch):
+    """As Python's floats have it, one operation at a time: the same bits on every processor."""
+    monkeypatch.setattr(kernels, "kind", lambda device: kind)
+    rows = np.random.default_rng(0).normal(size=(3000, 7))
+    each = torch.arange(len(rows))
+    ids = Ids(each, each, each, each)
+    for metric in ("cosine", "euclidean"):
+        space = Space(rows, metric, None, ids)
+        block = space.block(0, torch.from_numpy(rows), ids)
+        for i, distance in enumerate(space.exact(each, each.flip(0), block).tolist()):
+            q, g = rows[i].tolist(), rows[-1 - i].tolist()
+            if metric == "cosine":
+                dot, qq, gg = (halved([a * b for a, b in zip(*rows, strict=True)]) for rows in ((q, g), (q, q), (g, g)))
+                assert distance == 1 - math.copysign(math.sqrt(dot * dot / (qq * gg)), dot)
+            else:
+                assert distance == halved([(a - b) * (a - b) for a, b in zip(q, g, strict=True)])
+        assert space.norms.tolist() == [math.sqrt(halved([a * a for a in row])) for row in rows.tolist()]
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e-6, 1e6, 1e18])
 def test_magnitude_changes_nothing(scale):
     q, g, *ids = arrays("ordinary")
     factor = np.float32(2.0 ** np.round(np.log2(scale)))
     for metric in ("cosine", "euclidean"):
-        if metric == "cosine" and scale < 1e-12:
-            continue  # norms are clamped there
         plain, scaled = (evaluate_ranking(q * f, g * f, *ids, metric=metric) for f in (np.float32(1), factor))
         assert torch.equal(plain.ap, scaled.ap)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(np.float32, s) for s in (1e-13, 1e-30, 1e-42, 1e30)] + [(np.float64, 2.0**s) for s in (-664, -1060, 664)],
+)
+def test_only_zero_rows_are_zero(dtype, scale, metric):
+    for seed, block_size in ((1, None), (2, 7)):
+        q, g, *ids = drawn(seed, dim=7)
+        with np.errstate(under="ignore"):
+            q, g = (x.astype(dtype) * dtype(scale) for x in (q, g))
+        if metric == "cosine":  # some rows stay ordinary, some are zero
+            q[::3], g[::3], g[::7] = q[::3] / dtype(scale), g[::3] / dtype(scale), 0
+        inputs, options = [q, g, *ids], {"metric": metric, "block_size": block_size}
+        check_naive(evaluate_ranking(*inputs, **options), inputs, metric=metric)
+        top = rank_gallery(*inputs, k=len(g), **options)
+        for i, (*_, order) in enumerate(naive(*inputs, metric=metric)):
+            assert top.indices[i, : len(order)].tolist() == order.tolist()
+
+
+def test_squared_distances_that_overflow_are_refused():
+    q, g, *ids = drawn()
+    g = g.astype(np.float64)
+    g[33] *= 1e160
+    with pytest.raises(ValueError, match="gallery_feats is so much longer in row 33 than every query"):
+        evaluate_ranking(q, g, *ids, metric="euclidean")
+    check_naive(evaluate_ranking(q, g, *ids), [q, g, *ids])
 
 
 def test_same_camera_can_be_kept():
@@ -114,9 +189,8 @@ def test_same_camera_can_be_kept():
 def test_distances_from_elsewhere(dtype):
     q, g, *ids = drawn(5, step=0.5)
     matrix = (((q[:, None] - g) ** 2).sum(-1)).astype(dtype)
-    for block_size in (None, 1, 13):
-        result = evaluate_distances(matrix, *ids, block_size=block_size)
-        check_naive(result, [q, g, *ids], metric="euclidean")
+    check_naive(evaluate_distances(matrix, *ids), [q, g, *ids], metric="euclidean")
+    assert matrix[4, 7] == dtype(((q[4] - g[7]) ** 2).sum())  # the caller's matrix is as it was
     with pytest.raises(ValueError, match="the pids ask for"):
         evaluate_distances(matrix.T, *ids)
     matrix[4, 7] = np.nan
@@ -218,13 +292,13 @@ for metric in ("cosine", "euclidean"):
     for name in SMALL:
         plain = evaluate_ranking(*arrays(name), metric=metric)
         used, kind, kernels.kind = [], kernels.kind, lambda device: "triton"
-        tally = fused.tally
-        fused.tally = lambda *a: used.append(tally(*a)) or used[-1]
+        screen = fused.screen
+        fused.screen = lambda *a: used.append(screen(*a)) or used[-1]
         for capacity in (1 << 22, 5):
             fused.CAPACITY = capacity
             result = evaluate_ranking(*arrays(name), metric=metric)
             torch.testing.assert_close(result.ap, plain.ap, rtol=0, atol=0, equal_nan=True)
-        fused.tally, kernels.kind = tally, kind
+        fused.screen, kernels.kind = screen, kind
         print(name, metric, used[0][0].sum().item(), used[0][1].shape[0], [u is None for u in used])
 """
 
@@ -253,9 +327,9 @@ def test_fused_kernel_compiles_for_hopper():
 
     kinds = ["*fp32"] * 4 + ["*i64"] * 2 + ["*fp32"] * 2 + ["*i32"] * 2 + ["*i64"] + ["i32"] * 5
     sizes = {"BM": 64, "BN": 128, "BK": 32, "CHUNK": kernels.CHUNK}
-    signature = dict(zip(fused._tally.arg_names, [*kinds, *["constexpr"] * 4], strict=True))
+    signature = dict(zip(fused._screen.arg_names, [*kinds, *["constexpr"] * 4], strict=True))
     aligned = {(i,): [["tt.divisibility", 16]] for i in [*range(11), 13]}
-    source = ASTSource(fused._tally, signature, constexprs=sizes, attrs=aligned)
+    source = ASTSource(fused._screen, signature, constexprs=sizes, attrs=aligned)
     compiled = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True}
     )

@@ -92,6 +92,19 @@ def test_query_expansion():
     assert expand_features(*opposite, k=2, alpha=0.5)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("dtype", "power"), [("float32", -43), ("float32", 60), ("float64", -660), ("float64", 660)])
+def test_magnitude_changes_nothing(dtype, power, metric):
+    rng = np.random.default_rng(0)
+    q, g = (rng.normal(size=(n, 6)).astype(np.float32).astype(dtype) for n in (9, 40))
+    g[5] = 0
+    factor = np.array(2.0**power, dtype=dtype)
+    plain, scaled = (rerank(q * f, g * f, metric=metric, k1=8) for f in (factor / factor, factor))
+    assert torch.equal(plain, scaled)
+    plain, scaled = (torch.cat(expand_features(q * f, g * f, k=4, times=2)) for f in (factor / factor, factor))
+    assert torch.equal(plain * 2.0**power, scaled)
+
+
 def test_refusals():
     q, g, *_ = arrays("nan_in_gallery")
     with pytest.raises(ValueError, match="gallery_feats has a NaN or infinite value in row 4"):
@@ -102,6 +115,8 @@ def test_refusals():
         rerank(q, g, k1=0)
     with pytest.raises(ValueError, match="unknown metric"):
         rerank(q, g, metric="manhattan")
+    with pytest.raises(TypeError, match=r"expand_features.*tmies"):
+        expand_features(q, q, tmies=2)
 
 
 def test_helpers():

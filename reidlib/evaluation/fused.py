@@ -17,7 +17,7 @@ CAPACITY = 1 << 22  # doubtful items of one tile; more are left to the plain way
 
 
 @triton.jit
-def _tally(
+def _screen(
     q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,  # noqa: ANN001
     num_q, num_g, dim, slots, capacity,  # noqa: ANN001
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, CHUNK: tl.constexpr,
@@ -55,7 +55,7 @@ def _tally(
                 tl.store(doubtful + 2 * capacity + place, col[None, :] + tl.zeros((BM, BN), tl.int32), fits)
 
 
-def tally(
+def screen(
     q: Tensor, g: Tensor, scale: Tensor, shift: Tensor, q_pid: Tensor, g_pid: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Counts (Q, P) int32 of the items surely above thresholds (Q, P), then queries, columns and items in doubt.
@@ -67,7 +67,7 @@ def tally(
     doubtful = torch.empty(3, CAPACITY, dtype=torch.int32, device=q.device)
     used = torch.zeros(1, dtype=torch.int64, device=q.device)
     grid = (triton.cdiv(len(q), 64), triton.cdiv(len(g), 128))
-    _tally[grid](
+    _screen[grid](
         q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,
         len(q), len(g), q.shape[1], low.shape[1], CAPACITY,
         BM=64, BN=128, BK=32, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True,

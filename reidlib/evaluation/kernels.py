@@ -1,10 +1,14 @@
 """The inner loops of the evaluator: exact distances, and counting what lies ahead of each right match.
 
 An exact distance is float64 arithmetic in one fixed order: D terms are added by halving (term i to term i + ceil(n/2),
-until one is left). Every step is a separate IEEE operation on independent elements, so numba on a CPU and torch on any
-device give the same bits, whatever the block size or the number of threads.
+until one is left). Every step is a separate, correctly rounded IEEE operation on independent elements, so numba on any
+processor and torch on any device give the same bits, whatever the block size or the number of threads.
+
+The cosine is taken as the root of (q·g)² / (q·q g·g): where these three sums are exact (counts, binary codes, any small
+multiples of one step), equal cosines give equal distances, however long the rows are.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -70,11 +74,12 @@ def _fold(x, n):  # noqa: ANN001, ANN202
 
 
 @njit
-def _distance(q, g, q_norm, g_norm, cosine, x):  # noqa: ANN001, ANN202
+def _distance(q, g, q_square, g_square, cosine, x):  # noqa: ANN001, ANN202
     if cosine:
         for i in range(len(q)):
             x[i] = np.float64(q[i]) * np.float64(g[i])
-        return 1.0 - _fold(x, len(q)) / (q_norm * g_norm)
+        dot = _fold(x, len(q))
+        return 1.0 - math.copysign(math.sqrt(dot * dot / (q_square * g_square)), dot)
     for i in range(len(q)):
         difference = np.float64(q[i]) - np.float64(g[i])
         x[i] = difference * difference
@@ -91,10 +96,10 @@ def _squares(rows, start, stop, out):  # noqa: ANN001, ANN202
 
 
 @njit
-def _distances(q, g, q_norm, g_norm, cosine, qi, gi, start, stop, out):  # noqa: ANN001, ANN202
+def _distances(q, g, q_square, g_square, cosine, qi, gi, start, stop, out):  # noqa: ANN001, ANN202
     x = np.empty(q.shape[1])
     for n in range(start, stop):
-        out[n] = _distance(q[qi[n]], g[gi[n]], q_norm[qi[n]], g_norm[gi[n]], cosine, x)
+        out[n] = _distance(q[qi[n]], g[gi[n]], q_square[qi[n]], g_square[gi[n]], cosine, x)
 
 
 def threaded(kernel, count: int, *args) -> None:  # noqa: ANN001, ANN002
@@ -117,18 +122,40 @@ def squares(rows: Tensor) -> Tensor:
     return torch.cat([fold(part.double().square()) for part in rows.split(_portion(rows))])
 
 
-def distances(q: Tensor, g: Tensor, q_norm: Tensor, g_norm: Tensor, cosine: bool, qi: Tensor, gi: Tensor) -> Tensor:
-    """Exact distances (P,) float64 of the pairs (q[qi], g[gi]): 1 - cosine, or the squared euclidean distance."""
+def root(x: Tensor) -> Tensor:
+    """The correctly rounded square root of float64 numbers. On a CPU `Tensor.sqrt` is not: it differs by processor."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+
+
+def distances(q: Tensor, g: Tensor, q_square: Tensor, g_square: Tensor, cosine: bool, qi: Tensor, gi: Tensor) -> Tensor:
+    """Exact distances of the pairs (q[qi], g[gi]): 1 - cosine, or the squared euclidean distance.
+
+    Args:
+        q: Features (Q, D), float32 or float64.
+        g: Features (G, D), float32 or float64.
+        q_square: The `squares` of `q`, (Q,) float64, none of them 0; read for the cosine only.
+        g_square: Those of `g`, (G,).
+        cosine: Which of the two distances.
+        qi: Indices (P,) int64 into `q`.
+        gi: Indices (P,) int64 into `g`.
+
+    Returns:
+        (P,) float64.
+    """
     out = torch.empty(len(qi), dtype=torch.float64, device=q.device)
     if kind(q.device) == "numba":
-        arrays = (t.numpy() for t in (q, g, q_norm, g_norm))
+        arrays = (t.numpy() for t in (q, g, q_square, g_square))
         threaded(_distances, len(qi), *arrays, cosine, qi.numpy(), gi.numpy(), out.numpy())
         return out
     step = _portion(q)
     for s in range(0, len(qi), step):
         i, j = qi[s : s + step], gi[s : s + step]
         a, b = q[i].double(), g[j].double()
-        out[s : s + step] = 1.0 - fold(a.mul_(b)) / (q_norm[i] * g_norm[j]) if cosine else fold(a.sub_(b).square_())
+        if cosine:
+            dot = fold(a.mul_(b))
+            out[s : s + step] = 1.0 - root(dot * dot / (q_square[i] * g_square[j])).copysign(dot)
+        else:
+            out[s : s + step] = fold(a.sub_(b).square_())
     return out
 
 
@@ -142,14 +169,13 @@ def _portion(rows: Tensor) -> int:
 
 @njit
 def count(
-    scores, scale, shift, keep, q, g, q_norm, g_norm, cosine, given,  # noqa: ANN001
+    scores, scale, shift, keep, q, g, q_square, g_square, cosine,  # noqa: ANN001
     first_q, first_g, ptr, pair_g, kept, exact, lo, hi, start, stop, ahead,  # noqa: ANN001
 ) -> None:  # fmt: skip
     """Add to `ahead` (P,) the kept wrong items of a tile that come before each right match: see ranking.py.
 
     Rows start:stop of the tile's `scores` (queries from `first_q`, gallery from `first_g`; overwritten). A score surely
-    above `hi` counts, one surely below `lo` does not, one between is decided by its exact distance (-score if `given`),
-    then by index.
+    above `hi` counts, one surely below `lo` does not, one between is decided by its exact distance, then by index.
     """
     x, memo = np.empty(q.shape[1]), np.empty(scores.shape[1])
     for i in range(start, stop):
@@ -187,21 +213,48 @@ def count(
                     if row[j] < low or row[j] > high or row[j] == -np.inf:
                         continue
                     if np.isnan(memo[j]):
-                        memo[j] = -row[j] if given else _distance(q[i], g[j], q_norm[i], g_norm[j], cosine, x)
+                        memo[j] = _distance(q[i], g[j], q_square[i], g_square[j], cosine, x)
                     ahead[p] += memo[j] < exact[p] or (memo[j] == exact[p] and first_g + j < pair_g[p])
 
 
-def tally(
+@njit
+def count_in_matrix(matrix, keep, first_q, ptr, pair_g, kept, exact, start, stop, ahead):  # noqa: ANN001, ANN201
+    """The same for rows start:stop of a matrix of distances, queries from `first_q`, whose rows are overwritten."""
+    for i in range(start, stop):
+        row = matrix[i]
+        for j in range(len(row)):
+            row[j] = row[j] if keep[j] else np.inf
+        pairs = range(ptr[first_q + i], ptr[first_q + i + 1])
+        for p in pairs:
+            row[pair_g[p]] = np.inf
+        for p in pairs:
+            if kept[p]:
+                nearer = np.int32(0)
+                for j in range(len(row)):
+                    nearer = np.int32(nearer + np.int32(row[j] < exact[p]))
+                for j in range(pair_g[p]):
+                    nearer = np.int32(nearer + np.int32(row[j] == exact[p]))
+                ahead[p] += nearer
+
+
+def screen(
     scores: Tensor, out: Tensor, low: Tensor, high: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-    """The same in plain torch, one column of thresholds (Q, P) at a time, +inf where there is none.
+    """The screening part of `count` in plain torch, for any device, one column of thresholds at a time.
 
-    Yields the columns as a slice, the scores (Q, G) surely above them (Q, 1), and what is in doubt: queries, columns,
-    items. `out` (Q, G) items do not count.
+    Args:
+        scores: (Q, G) float32, overwritten.
+        out: (Q, G) bool, items that do not count.
+        low: thresholds (Q, P) float32 below which an item is surely behind, +inf where there is none.
+        high: (Q, P), above which it is surely ahead.
+
+    Yields:
+        The column as a slice, how many scores are surely above (Q, 1), and what is in doubt: its queries, columns and
+        items, int64.
     """
     scores.masked_fill_(out, -torch.inf)
-    for slot in range(low.shape[1]):
-        lo, hi = low[:, slot, None], high[:, slot, None]
+    for column in range(low.shape[1]):
+        lo, hi = low[:, column, None], high[:, column, None]
         above = scores > hi
         query, item = (~(above | (scores < lo) | out) & (lo < torch.inf)).nonzero(as_tuple=True)
-        yield slice(slot, slot + 1), above.sum(1, keepdim=True), query, torch.full_like(query, slot), item
+        yield slice(column, column + 1), above.sum(1, keepdim=True), query, torch.full_like(query, column), item

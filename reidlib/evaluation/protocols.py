@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from reidlib.errors import unknown_name
+from reidlib.evaluation import kernels
 from reidlib.evaluation.kernels import njit
 from reidlib.evaluation.ranking import Pairs, RankingResult, evaluate_ranking, measure, rank_gallery
-from reidlib.evaluation.spaces import JUNK, Feats, Gallery, Ids, Space, at_least_one, blocks, rows_of
+from reidlib.evaluation.spaces import JUNK, Feats, Gallery, Ids, Space, at_least_one, blocks, rows_of, scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,20 @@ def single_shot(
     repeats: int | None = None,
     seed: int = 0,
     max_rank: int = 50,
-    **options: Any,
+    metric: str = "cosine",
+    device: torch.device | str | None = None,
+    block_size: int | None = None,
+    same_camera: bool = False,
 ) -> SingleShot:
     """CUHK03's first protocol: of each gallery identity one image is drawn for each query, after the usual removal.
 
-    Without `repeats` the exact expectation over all draws: what is ahead of a drawn right match is a sum of independent
-    0/1 variables, one an identity. With it, the mean of so many draws. The published mAP under this protocol is often
-    that of the full list (torchreid, fast-reid): `evaluate_ranking` gives it. Arguments, `options` and errors as there.
+    The published mAP under this protocol is often that of the full list (torchreid, fast-reid): `evaluate_ranking`
+    gives it. All other arguments and errors as there.
+
+    Args:
+        repeats: Draws to take the mean of. None: the exact expectation over all draws; what is ahead of a drawn right
+            match is a sum of independent 0/1 variables, one for each identity.
+        seed: Of the draws.
     """
     at_least_one(repeats=repeats, max_rank=max_rank)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
@@ -55,6 +63,7 @@ def single_shot(
         tile = slice(start, start + 64)
         of_tile = (queries[tile], gallery_feats, ids.query_pids[tile], ids.gallery_pids)
         of_tile += (ids.query_camids[tile], ids.gallery_camids)
+        options = {"metric": metric, "device": device, "block_size": block_size, "same_camera": same_camera}
         lists = rank_gallery(*of_tile, k=len(ids.gallery_pids), **options)
         for order, match in zip(lists.indices, lists.matches.numpy(), strict=True):
             order = order[order >= 0]
@@ -135,34 +144,42 @@ def verify(
     """Open set: the share of genuine pairs accepted (TAR) when at most floor(far x impostor pairs) impostors are (FAR).
 
     All query-gallery pairs but junk and pairs of one person under one camera. Distances (1 - cosine, or squared
-    euclidean) are float64 products rounded to float32. fast-reid prints another quantity under this name: there the
+    euclidean) are float64, those of `evaluate_ranking`. fast-reid prints another quantity under this name: there the
     impostor is the positive class, so it is the share of impostors rejected when so many genuine pairs are.
     """
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     space = Space(query_feats, metric, "cpu", ids)
     pairs = Pairs.of(ids, same_camera, space.device)
     measure(space, gallery_feats, ids, pairs, block_size)
-    genuine = pairs.exact[pairs.kept].float().sort().values
+    genuine = pairs.exact[pairs.kept].sort().values
     nearer, level = torch.zeros(2, len(genuine) + 1, dtype=torch.int64)  # impostors by the first genuine pair beyond
     for first, part in blocks(gallery_feats, block_size, ids, progress):
         block = space.block(first, part, ids)
         for start in range(0, space.num_query, block_size):
             tile = slice(start, start + block_size)
             distances = space.rows[tile].double() @ block.rows.double().T
+            norms, far = space.norms[tile, None], kernels.root(block.squares)
             if space.cosine:
-                distances = 1 - distances / (space.norms[tile, None] * block.norms)
+                distances, slack = 1 - distances / (norms * far), space.dim * 2.0**-50
             else:
-                distances = space.norms[tile, None].square() + block.norms.square() - 2 * distances
+                distances = norms.square() + block.squares - 2 * distances
+                slack = space.dim * 2.0**-50 * (norms + far).square()
+            # A matrix product rounds as the processor likes: what may be on either side of a genuine pair is decided
+            # by its exact distance.
+            low = torch.searchsorted(genuine, distances - slack)
+            doubtful = torch.searchsorted(genuine, distances + slack, right=True) != low
             pid = space.pids[tile, None]
             impostor = (pid != block.pids) & (pid != JUNK) & (block.pids != JUNK)
-            distances = distances[impostor].float()
+            query, item = (impostor & doubtful).nonzero(as_tuple=True)
+            exact, low = space.exact(query + start, item, block), low[impostor & ~doubtful]
             for counts, right in ((nearer, True), (level, False)):
-                places = torch.searchsorted(genuine, distances, right=right)
+                places = torch.cat([low, torch.searchsorted(genuine, exact, right=right)])
                 counts += torch.bincount(places, minlength=len(counts))
     num_genuine, num_impostor = len(genuine), int(nearer.sum())
     if not num_genuine or not num_impostor:
         raise ValueError(f"nothing to verify: {num_genuine} genuine and {num_impostor} impostor pairs")
     nearer, level = nearer.cumsum(0)[:-1], level.cumsum(0)[:-1]  # impostors below, and at most, each genuine distance
+    genuine = genuine if space.cosine else scaled(scaled(genuine, space.exponent), space.exponent)
     tar, threshold = {}, {}
     for far in fars:
         accepted = int((level <= int(far * num_impostor)).sum())
@@ -192,11 +209,16 @@ def evaluate_camera_pairs(
     gallery_pids: Any,
     query_camids: Any,
     gallery_camids: Any,
-    **options: Any,
+    *,
+    metric: str = "cosine",
+    device: torch.device | str | None = None,
+    block_size: int | None = None,
+    same_camera: bool = False,
 ) -> CameraPairs:
-    """Which camera finds its people in which: one ranking a gallery camera. Arguments and `options` as above."""
+    """Which camera finds its people in which: one ranking per gallery camera. Arguments as in `evaluate_ranking`."""
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
-    gallery, same_camera = rows_of(gallery_feats, "gallery_feats"), options.get("same_camera", False)
+    gallery = rows_of(gallery_feats, "gallery_feats")
+    options = {"metric": metric, "device": device, "block_size": block_size, "same_camera": same_camera}
     if len(gallery) != ids.rows:
         raise ValueError(f"gallery_feats has {len(gallery)} rows, gallery_pids has {ids.rows}")
     (rows, row), columns = ids.query_camids.unique(return_inverse=True), ids.gallery_camids.unique()

@@ -26,14 +26,15 @@ from reidlib.evaluation.spaces import (
     Block,
     Feats,
     Gallery,
-    Given,
     Ids,
     Space,
     agreed,
     at_least_one,
     blocks,
+    check_finite,
     full_precision,
     rows_of,
+    scaled,
     tile_sizes,
 )
 
@@ -113,18 +114,37 @@ def evaluate_ranking(
     progress: bool = False,
     group: Any = None,
 ) -> RankingResult:
-    """Rank the gallery for every query and say how well.
+    """Rank the gallery for every query and score the ranking.
 
-    Features (Q, D) and (G, D) of any floating dtype; pids and camids are integers, one a row. `metric`: "cosine" (rows
-    are normalised, a zero row is at distance 1 from all) or "euclidean". `gallery_feats` may also be a memory-mapped
-    array, safetensors files (in order), or a function that gives an iterator of blocks of rows: it is read twice, a
-    block at a time. `device` defaults to where query_feats is. `block_size`: rows of queries and of gallery in a tile
-    (memory and speed only). `same_camera` keeps the right matches of the query's own camera. float64 features are
-    compared in float64, all others exactly as they are. `group`: a process group of torch.distributed, every process of
-    which calls this with all queries and its own part of the gallery, features and ids, and gets the whole result.
+    Ties go to the lower gallery index. Two items tie when their float64 distances are equal; these are computed in one
+    fixed order (`kernels.py`), the same on every processor, device and block size. Under the cosine, equal rows and
+    rows that differ by a power of two always tie; so do all rows of equal cosine where dot products, squared norms and
+    their products are exact in float64 (counts, binary codes, small multiples of one step). Other rows of one direction
+    may differ in the last bit.
 
-    Raises ValueError that names the argument and row: NaN or infinite features, lengths or dimensions that do not fit,
-    nothing to rank, ids that are no integers, no query with a right match, an unknown metric.
+    Args:
+        query_feats: (Q, D), any floating dtype. Float64 is compared in float64, all others exactly as they are.
+        gallery_feats: (G, D) likewise; or a memory-mapped array, safetensors files in order, or a function that returns
+            an iterator of blocks of rows. It is read twice, a block at a time.
+        query_pids: (Q,) integers. -1 is junk: such a query has no right match.
+        gallery_pids: (G,) integers. -1 is junk, never counted; pids that no query has count as wrong.
+        query_camids: (Q,) integers.
+        gallery_camids: (G,) integers.
+        metric: "cosine" (only a row of zeros has no direction: it is at distance 1 from all) or "euclidean".
+        max_rank: Length of the CMC curve.
+        device: Where to compute; default: where `query_feats` is.
+        block_size: Rows of queries and of gallery in a tile (memory and speed only).
+        same_camera: Keep the right matches of the query's own camera.
+        progress: Show a bar.
+        group: A process group of torch.distributed. Every process of it calls this with all queries and its own part of
+            the gallery, features and ids, and gets the result of the whole.
+
+    Returns:
+        The scores, over the queries that have a right match.
+
+    Raises:
+        ValueError: NaN or infinite features, lengths or dimensions that do not fit, nothing to rank, ids that are not
+            integers, no query with a right match, an unknown metric. The message names the argument and the row.
     """
     at_least_one(max_rank=max_rank)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, group)
@@ -141,7 +161,6 @@ def evaluate_distances(
     gallery_camids: Any,
     *,
     max_rank: int = 50,
-    block_size: int | None = None,
     same_camera: bool = False,
 ) -> RankingResult:
     """The same for a matrix of distances (Q, G) from elsewhere (re-ranked, for instance), compared as it stands."""
@@ -150,7 +169,17 @@ def evaluate_distances(
     matrix = rows_of(distances, "distances")
     if matrix.shape != (shape := (len(ids.query_pids), len(ids.gallery_pids))):
         raise ValueError(f"distances is {tuple(matrix.shape)}, the pids ask for {shape}")
-    return _evaluate(Given(matrix), matrix.T, ids, max_rank, block_size, same_camera)
+    pairs = Pairs.of(ids, same_camera, torch.device("cpu"))
+    require_match(pairs.kept)
+    of_pairs = [t.numpy() for t in (pairs.ptr, pairs.item, pairs.kept, pairs.exact)]
+    keep, step = (ids.gallery_pids != JUNK).numpy(), max(1, (1 << 24) // shape[1])  # 64 MiB of float32
+    for first in range(0, len(matrix), step):
+        part = matrix[first : first + step].to("cpu", torch.promote_types(matrix.dtype, torch.float32), copy=True)
+        check_finite(part, "distances", first)
+        mine = slice(int(pairs.ptr[first]), int(pairs.ptr[first + len(part)]))
+        pairs.exact[mine] = part[pairs.query[mine] - first, pairs.item[mine]].double()
+        kernels.threaded(kernels.count_in_matrix, len(part), part.numpy(), keep, first, *of_pairs, pairs.ahead.numpy())
+    return _result(pairs, max_rank)
 
 
 def rank_gallery(
@@ -176,7 +205,7 @@ def rank_gallery(
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     space = Space(query_feats, metric, device, ids)
     indices, found, _ = search(space, gallery_feats, k, ids, block_size, same_camera, progress)
-    found = found if space.cosine else found.sqrt()
+    found = found if space.cosine else scaled(kernels.root(found), space.exponent)
     matches = (ids.gallery_pids[indices] == ids.query_pids[:, None]) & (indices >= 0)
     return TopK(indices, found.float(), matches)
 
@@ -220,8 +249,14 @@ class Pairs:
         return ((self.item >= block.first) & (self.item < block.first + len(block.rows))).nonzero()[:, 0]
 
 
+def require_match(kept: Tensor) -> None:
+    """ValueError where no (query, gallery item) of one pid is kept."""
+    if not kept.any():
+        raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
+
+
 def _evaluate(
-    space: Space | Given,
+    space: Space,
     gallery: Gallery,
     ids: Ids,
     max_rank: int,
@@ -232,16 +267,15 @@ def _evaluate(
 ) -> RankingResult:
     rows, columns = tile_sizes(space, block_size)
     pairs = Pairs.of(ids, same_camera, space.device)
-    if not pairs.kept.any():
-        raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
+    require_match(pairs.kept)
     with agreed(group), full_precision(space.device):
-        norms = measure(space, gallery, ids, pairs, columns)
+        squares = measure(space, gallery, ids, pairs, columns)
     if group is not None:
         dist.all_reduce(pairs.exact, group=group)  # every entry is 0 but on one process
     with agreed(group), full_precision(space.device):
         low = high = None
         for first, part in blocks(gallery, columns, ids, progress):
-            block = space.block(first, part, ids, norms.get(first))
+            block = space.block(first, part, ids, squares.get(first))
             if low is None or not space.cosine:  # cosine: the same for all blocks
                 low, high = space.bounds(pairs.exact, pairs.query, block)
             for start in range(0, space.num_query, rows):
@@ -251,30 +285,30 @@ def _evaluate(
     return _result(pairs, max_rank)
 
 
-def measure(space: Space | Given, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> dict[int, Tensor]:
-    """Fill in `pairs.exact` for the right matches among the rows of `gallery`; give each block's norms."""
-    norms = {}
+def measure(space: Space, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> dict[int, Tensor]:
+    """Fill in `pairs.exact` for the right matches among the rows of `gallery`; give each block's squared norms."""
+    squares = {}
     for first, part in blocks(gallery, columns, ids):
         block = space.block(first, part, ids)
-        if ids.rows <= 1 << 22:  # a longer gallery keeps its memory fixed
-            norms[first] = block.norms
+        if block.as_given and ids.rows <= 1 << 22:  # a longer gallery keeps its memory fixed
+            squares[first] = block.squares
         mine = pairs.inside(block)
         mine = mine[pairs.kept[mine]]
         person = ids.query_pids.to(space.device)[pairs.query[mine]]
         mine = mine[person.argsort()]  # people one by one: their few rows stay in the processor's cache
         pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
-    return norms
+    return squares
 
 
-def _count(space: Space | Given, tile: slice, block: Block, pairs: Pairs, low: Tensor, high: Tensor) -> None:
+def _count(space: Space, tile: slice, block: Block, pairs: Pairs, low: Tensor, high: Tensor) -> None:
     """Add to `pairs.ahead` the wrong kept items of `block` that come before each right match of the queries `tile`."""
     if (kind := kernels.kind(space.device)) == "numba":
         scores = space.product(tile, block)
         of_tile = (scores, block.scale, block.shift, block.pids != JUNK)
-        of_tile += (space.rows[tile], block.rows, space.norms[tile], block.norms)
+        of_tile += (space.rows[tile], block.rows, space.squares[tile], block.squares)
         of_pairs = (pairs.ptr, pairs.item, pairs.kept, pairs.exact, low, high)
         a, b = ([t.numpy() for t in tensors] for tensors in (of_tile, of_pairs))
-        flags = (space.cosine, space.given, tile.start, block.first)
+        flags = (space.cosine, tile.start, block.first)
         return kernels.threaded(kernels.count, len(scores), *a, *flags, *b, pairs.ahead.numpy())
 
     # A table (queries, most right matches of one) of places in `pairs`, -1 where a query has fewer.
@@ -294,13 +328,13 @@ def _count(space: Space | Given, tile: slice, block: Block, pairs: Pairs, low: T
     if kind == "triton":
         from reidlib.evaluation import fused
 
-        tensors = (space.scaled(tile), block.rows.float(), block.scale, block.shift, space.pids[tile], block.pids)
-        if found := fused.tally(*tensors, low, high):
+        tensors = (space.rows[tile].float(), block.rows.float(), block.scale, block.shift, space.pids[tile], block.pids)
+        if found := fused.screen(*tensors, low, high):
             parts = [(slice(None), *found)]
     if parts is None:
         scores = space.product(tile, block).mul_(block.scale).sub_(block.shift)
         out = (block.pids == JUNK) | (block.pids == space.pids[tile, None])
-        parts = kernels.tally(scores, out, low, high)
+        parts = kernels.screen(scores, out, low, high)
     for columns, above, query, slot, item in parts:
         pairs.ahead.index_add_(0, table[:, columns][used[:, columns]], above[used[:, columns]].long())
         place, exact = table[query, slot], space.exact(query + tile.start, item, block)
@@ -362,9 +396,7 @@ def search(
                 tile = slice(start, min(start + rows, space.num_query))
                 product = space.product(tile, block)
                 if mutual and start != first:
-                    own = slice(first, first + len(part))
-                    ratio = (space.power[own, None] / space.power[tile]).float()  # powers of two: exact
-                    lists.update(own, seen[start // rows], (product.T * ratio).contiguous())
+                    lists.update(slice(first, first + len(part)), seen[start // rows], product.T.contiguous())
                 lists.update(tile, block, product)
             seen += [block] if mutual else []
     return lists.indices.cpu(), lists.distances.cpu(), lists.lowest.cpu()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reidlib.errors import unknown_name
+from reidlib.evaluation import kernels
 from reidlib.evaluation.kernels import njit, threaded
 from reidlib.evaluation.ranking import search
 from reidlib.evaluation.spaces import (
@@ -23,8 +24,12 @@ from reidlib.evaluation.spaces import (
     Space,
     at_least_one,
     blocks,
+    check_finite,
+    common_exponent,
     full_precision,
+    ordinary_rows,
     rows_of,
+    scaled,
     tile_sizes,
 )
 
@@ -53,7 +58,12 @@ def rerank(
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     feats, num_query = _together(query_feats, gallery_feats)
-    space, ids = _space(normalize(feats.float()) if metric == "cosine" else feats, "euclidean", device)
+    if metric == "cosine":
+        feats, squares, _ = ordinary_rows(feats, kernels.squares(feats))
+        feats = feats / kernels.root(squares)[:, None].to(feats.dtype)
+    elif exponent := common_exponent(feats):  # only ratios of distances are used
+        feats = scaled(feats, -exponent)
+    space, ids = _space(feats, "euclidean", device)
     count, power = len(feats), 2 if square_twice else 1
     near, _, lowest = search(space, space.rows, min(max(k1 + 1, k2), count), ids, block_size, True, progress, True)
     near = near.numpy()
@@ -94,26 +104,50 @@ def rerank(
 
 
 def expand_features(
-    query_feats: Feats, gallery_feats: Feats, *, k: int = 10, alpha: float = 3.0, times: int = 1, **options: Any
+    query_feats: Feats,
+    gallery_feats: Feats,
+    *,
+    k: int = 10,
+    alpha: float = 3.0,
+    times: int = 1,
+    device: torch.device | str | None = None,
+    block_size: int | None = None,
+    progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Query and gallery features after average query expansion (Chum et al., ICCV 2007; alpha: Radenovic et al., 2019).
+    """Query and gallery features after average query expansion.
 
     Each becomes 1/k of the sum of its k most similar ones in both sets together, itself included, each times
-    similarity ** alpha (cosine; a negative one counts as 0 where alpha is no integer); repeated `times` times. Float32,
-    not normalised. `options`: device, block_size, progress.
+    similarity ** alpha (cosine; a negative one counts as 0 where alpha is no integer).
+
+    Args:
+        query_feats: (Q, D), any floating dtype.
+        gallery_feats: (G, D), likewise.
+        k: How many features are summed; at most Q + G are.
+        alpha: Power of the similarity; 0 is the plain mean.
+        times: How often all of this is repeated.
+        device: Where to compute; default: where `query_feats` is.
+        block_size: Rows in a tile (memory and speed only).
+        progress: Show a bar.
+
+    Returns:
+        (Q, D) and (G, D) on the CPU, not normalised: float64 if the features are, else float32.
+
+    Raises:
+        ValueError: NaN or infinite features, dimensions that differ, `k` or `times` below 1.
+
+    Chum et al., "Total Recall: Automatic Query Expansion with a Generative Feature Model for Object Retrieval", ICCV
+    2007; alpha: Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019.
     """
     at_least_one(k=k, times=times)
     feats, num_query = _together(query_feats, gallery_feats)
     for _ in range(times):
-        space, ids = _space(feats, "cosine", options.get("device"))
-        near, distance, _ = search(
-            space, feats, min(k, len(feats)), ids, options.get("block_size"), True, options.get("progress", False), True
-        )
+        space, ids = _space(feats, "cosine", device)
+        near, distance, _ = search(space, feats, min(k, len(feats)), ids, block_size, True, progress, True)
         similarity = 1 - distance
         weight = (similarity if float(alpha).is_integer() else similarity.clamp(min=0)).pow(alpha)
-        expanded = torch.zeros(feats.shape)
+        expanded = torch.zeros(feats.shape, dtype=feats.dtype)
         for n in range(near.shape[1]):  # one neighbour at a time: no (N, k, D)
-            expanded += (weight[:, n, None] / k).float() * feats[near[:, n].to(feats.device)].float().cpu()
+            expanded += (weight[:, n, None] / k).to(feats.dtype) * feats[near[:, n].to(feats.device)].cpu()
         feats = expanded
     return feats[:num_query], feats[num_query:]
 
@@ -138,13 +172,14 @@ def pool_queries(feats: Tensor, pids: Tensor, camids: Tensor, how: str = "mean")
 
 
 def _together(query_feats: Feats, gallery_feats: Feats) -> tuple[Tensor, int]:
+    """Finite rows of both, float32 or float64, and how many are the query's."""
     query, gallery = rows_of(query_feats, "query_feats"), rows_of(gallery_feats, "gallery_feats")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query_feats has {query.shape[1]} dimensions, gallery_feats has {gallery.shape[1]}")
     for rows, name in ((query, "query_feats"), (gallery, "gallery_feats")):
-        if not (good := rows.isfinite().all(1)).all():
-            raise ValueError(f"{name} has a NaN or infinite value in row {int((~good).nonzero()[0])}")
-    return torch.cat([query, gallery.to(query.device)]), len(query)
+        check_finite(rows, name)
+    feats = torch.cat([query, gallery.to(query.device)])
+    return feats.to(torch.promote_types(feats.dtype, torch.float32)), len(query)
 
 
 def _space(feats: Tensor, metric: str, device: torch.device | str | None) -> tuple[Space, Ids]:
@@ -156,8 +191,7 @@ def _space(feats: Tensor, metric: str, device: torch.device | str | None) -> tup
 
 def _squared(space: Space, scores: Tensor, query: Tensor) -> Tensor:
     """The squared euclidean distances that float32 scores (q, n) stand for."""
-    norm, power = space.norms[query, None], space.power[query, None]
-    return (norm.square() - 2 * scores / power).clamp_(min=0)
+    return (space.squares[query, None] - 2 * scores).clamp_(min=0)
 
 
 @njit

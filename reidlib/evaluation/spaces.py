@@ -1,5 +1,6 @@
 """What is ranked, made ready: checked ids, galleries of any form block by block, scores with their error bound."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,16 +79,10 @@ def rows_of(feats: Any, name: str) -> Tensor:
     return feats if feats.is_floating_point() else feats.double()
 
 
-def _exact(rows: Tensor, device: torch.device) -> Tensor:
-    """On the device, contiguous, in a dtype that holds every value exactly and that the kernels know."""
-    return rows.to(device, torch.float64 if rows.dtype == torch.float64 else torch.float32).contiguous()
-
-
-def _norms(rows: Tensor, first: int, name: str) -> Tensor:
-    norms = kernels.squares(rows).sqrt_()
-    if not (good := norms.isfinite()).all():
+def check_finite(rows: Tensor, name: str, first: int = 0) -> None:
+    """ValueError naming the first of `rows` (N, D) with a NaN or infinite value; row 0 is row `first` of `name`."""
+    if not (good := rows.isfinite().all(1)).all():
         raise ValueError(f"{name} has a NaN or infinite value in row {first + int((~good).nonzero()[0])}")
-    return norms
 
 
 def blocks(gallery: Gallery, size: int, ids: Ids, progress: bool = False) -> Iterator[tuple[int, Tensor]]:
@@ -146,7 +141,48 @@ def _bar(total: int, progress: bool) -> Iterator[Any]:
         yield bar
 
 
-# ---- the two spaces that can be ranked in ----------------------------------------------------------------------------
+# ---- the space that is ranked in -------------------------------------------------------------------------------------
+
+# Rows of such norms can be multiplied in float32, and their squared norms in float64, without leaving the range.
+ORDINARY = (2.0**-30, 2.0**30)
+
+
+def scaled(x: Tensor, exponent: Tensor | int) -> Tensor:
+    """`x` times 2 ** exponent (-1200 to 1200; broadcast) in float64: exact but for underflow."""
+    exponent = torch.as_tensor(exponent, device=x.device).long()
+    half = exponent // 2  # two steps: the whole factor may be out of range where the product is not
+    first, second = (((1023 + part) << 52).view(torch.float64) for part in (half, exponent - half))
+    return x.double() * first * second
+
+
+def common_exponent(rows: Tensor) -> int:
+    """The power of two in the largest of `rows`; 0 where it is ordinary, zero or not finite."""
+    largest = max(abs(float(x)) for x in rows.aminmax())
+    extreme = 0 < largest < math.inf and not ORDINARY[0] < largest < ORDINARY[1]
+    return math.frexp(largest)[1] if extreme else 0
+
+
+def ordinary_rows(rows: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """What the cosine does not see made ordinary: rows of extreme norms are scaled by powers of two.
+
+    Args:
+        rows: (N, D), finite.
+        squares: Their squared norms (N,) float64, which may have overflowed or underflowed.
+
+    Returns:
+        Rows in the same dtype, their squared norms with 1 for a row of zeros, and whether any row was scaled.
+    """
+    odd = (~((squares > ORDINARY[0] ** 2) & (squares < ORDINARY[1] ** 2))).nonzero()[:, 0]
+    if not len(odd):
+        return rows, squares, False
+    largest, squares = rows[odd].abs().amax(1).double(), squares.clone()
+    squares[odd[largest == 0]] = 1
+    odd, exponent = odd[largest > 0], torch.frexp(largest[largest > 0]).exponent
+    if len(odd):
+        rows = rows.clone()
+        rows[odd] = scaled(rows[odd], -exponent[:, None]).to(rows.dtype)
+        squares[odd] = kernels.squares(rows[odd])
+    return rows, squares, len(odd) > 0
 
 
 @dataclass
@@ -154,21 +190,21 @@ class Block:
     """Some gallery rows, ready: score = product * scale - shift grows as the distance falls."""
 
     first: int
-    rows: Tensor  # (n, D) exact
-    norms: Tensor  # (n,) float64
-    scale: Tensor  # (n,) dtype of the scores
-    shift: Tensor
+    rows: Tensor  # (n, D) float32 or float64
+    squares: Tensor  # (n,) float64 squared norms
+    scale: Tensor  # (n,) float32
+    shift: Tensor  # (n,) float32
     pids: Tensor  # (n,) int64
+    as_given: bool  # whether the rows are those of the caller, not scaled
 
 
 class Space:
     """Queries under a metric on a device: scores of a tile, how far they can be off, exact distances of chosen pairs.
 
-    Cosine: score = s q·g / |g|; euclidean: score = s (q·g - |g|^2 / 2). s is 1 for features of ordinary size, otherwise
-    a power of two with s |q| in [1/2, 1) (one for all queries if euclidean): exact, and it keeps products in range.
+    Cosine: score = q·g / |g|; euclidean: score = q·g - |g|² / 2. Features of extreme size are scaled by powers of two,
+    which are exact: under the cosine each such row by its own; under the euclidean metric, if the queries are so, every
+    row by the same 2 ** -exponent, and all distances are then of those rows.
     """
-
-    given = False
 
     def __init__(self, query_feats: Feats, metric: str, device: torch.device | str | None, ids: Ids) -> None:
         if metric not in METRICS:
@@ -180,42 +216,54 @@ class Space:
         self.device = torch.device(device) if device is not None else rows.device
         if self.device.type == "mps":
             self.device = torch.device("cpu")  # MPS has no float64
-        self.rows, self.pids = _exact(rows, self.device), ids.query_pids.to(self.device)
         self.num_query, self.dim = rows.shape
+        self.pids = ids.query_pids.to(self.device)
+        self.exponent = 0 if self.cosine else common_exponent(rows)
+        self.rows, self.squares, _ = self._ready(rows, 0, "query_feats")
+        self.norms = kernels.root(self.squares)
         self.tile = torch.empty(0, device=self.device)
         self.product_error = kernels.product_error(self.dim)
         if kernels.kind(self.device) == "triton":
             from reidlib.evaluation import fused
 
             self.product_error = kernels.product_error(self.dim, **fused.BOUND)
-        self.norms = _norms(self.rows, 0, "query_feats")
-        largest = self.norms if self.cosine else self.norms.max().expand(self.num_query)
-        self.norms = self.norms.clamp(min=1e-12) if self.cosine else self.norms
-        self.power = torch.ones_like(largest)
-        self.plain = self.rows.dtype == torch.float32 and bool((self.norms > 1e-15).all() and (self.norms < 1e15).all())
-        if not self.plain:
-            self.power = torch.ldexp(self.power, -torch.frexp(largest.clamp(min=1e-12)).exponent)
 
-    def block(self, first: int, rows: Tensor, ids: Ids, norms: Tensor | None = None) -> Block:
-        """`norms` spares the work where an earlier block of the same rows has them."""
+    def _ready(self, rows: Tensor, first: int, name: str, squares: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
+        """`rows` in a dtype that holds every value exactly and that the kernels know, as in `ordinary_rows`."""
+        rows = rows.to(self.device, torch.float64 if rows.dtype == torch.float64 else torch.float32)
+        rows = (scaled(rows, -self.exponent) if self.exponent else rows).contiguous()
+        if squares is not None:
+            return rows, squares, True
+        squares = kernels.squares(rows)
+        if not (good := squares < 1e300).all():
+            check_finite(rows, name, first)
+            if not self.cosine:
+                row = first + int((~good).nonzero()[0])
+                raise ValueError(
+                    f"{name} is so much longer in row {row} than every query that squared distances overflow: "
+                    'normalise the features, or use metric="cosine"'
+                )
+        if not self.cosine:
+            return rows, squares, not self.exponent
+        rows, squares, changed = ordinary_rows(rows, squares)
+        return rows, squares, not changed
+
+    def block(self, first: int, rows: Tensor, ids: Ids, squares: Tensor | None = None) -> Block:
+        """Gallery rows (n, D) from row `first` on; `squares` spares the work where an `as_given` block has them."""
         if rows.shape[1] != self.dim:
             raise ValueError(f"query_feats has {self.dim} dimensions, gallery_feats has {rows.shape[1]}")
-        rows = _exact(rows, self.device)
-        norms = _norms(rows, first, "gallery_feats") if norms is None else norms
+        rows, squares, as_given = self._ready(rows, first, "gallery_feats", squares)
+        scale, shift = torch.ones_like(squares), torch.zeros_like(squares)
         if self.cosine:
-            norms = norms.clamp(min=1e-12)
-            scale = torch.where(norms < 1e22, 1 / norms, torch.nan)  # NaN: float32 cannot tell, so decided exactly
-            shift = torch.zeros_like(norms)
-        else:
-            scale = torch.ones_like(norms)
-            shift = norms.square() * (self.power[0] / 2)
-            shift = torch.where(shift < 1e37, shift, torch.nan)
+            scale = 1 / kernels.root(squares)
+        else:  # NaN: float32 cannot tell, so decided exactly
+            shift = torch.where(squares < 1e37, squares / 2, torch.nan)
         pids = ids.gallery_pids[first : first + len(rows)].to(self.device)
-        return Block(first, rows, norms, scale.float(), shift.float(), pids)
+        return Block(first, rows, squares, scale.float(), shift.float(), pids, as_given)
 
     def product(self, tile: slice, block: Block) -> Tensor:
         """(len(tile), n) float32, in chunks whose error `kernels.product_error` bounds. The next call overwrites it."""
-        q, g = self.scaled(tile), block.rows.float()
+        q, g = self.rows[tile].float(), block.rows.float()
         if self.tile.numel() < len(q) * len(g):
             self.tile = torch.empty(len(q) * len(g), device=self.device)
         out = self.tile[: len(q) * len(g)].view(len(q), len(g))
@@ -224,23 +272,19 @@ class Space:
             out.addmm_(q[:, c : c + kernels.CHUNK], g[:, c : c + kernels.CHUNK].T)
         return out
 
-    def scaled(self, tile: slice) -> Tensor:
-        return self.rows[tile] if self.plain else (self.rows[tile] * self.power[tile, None].to(self.rows.dtype)).float()
-
     def score(self, distances: Tensor, query: Tensor) -> Tensor:
         """The float64 scores that exact distances stand for."""
-        norm, power = self.norms[query], self.power[query]
-        return (1 - distances) * norm * power if self.cosine else (norm.square() - distances) * (power / 2)
+        return (1 - distances) * self.norms[query] if self.cosine else (self.squares[query] - distances) / 2
 
     def error(self, query: Tensor, block: Block) -> Tensor:
         """How far a float32 score of `block` can be from the exact one, relative errors of at most 2^-22 left out."""
         product, slack = self.product_error, self.dim * 2.0**-50  # of screening; of exact distances
-        norm, power = self.norms[query], self.power[query]
+        norm = self.norms[query]
         if self.cosine:
-            return (product + slack) * norm * power
-        far = block.norms.max()
+            return (product + slack) * norm
+        far = block.squares.max().sqrt()
         of_products = product * norm * far + 2.0**-22 * far.square()
-        return power * (of_products + slack * (norm + far).square()) + self.dim * 2.0**-125  # underflow
+        return of_products + slack * (norm + far).square() + self.dim * 2.0**-125  # underflow
 
     def bounds(self, distances: Tensor, query: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Float32 scores below and above which an item of `block` is surely behind or ahead of these distances."""
@@ -249,36 +293,8 @@ class Space:
         return (score - error).float(), (score + error).float()
 
     def exact(self, query: Tensor, item: Tensor, block: Block) -> Tensor:
-        return kernels.distances(self.rows, block.rows, self.norms, block.norms, self.cosine, query, item)
-
-
-class Given:
-    """A matrix of distances (Q, G) under the same interface: scores are its negated entries, and not off at all."""
-
-    given, cosine = True, False
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.device = torch.device("cpu")
-        self.num_query = self.dim = len(matrix)
-        self.rows = torch.empty(self.num_query, 1)  # the kernels take no features here
-        self.norms = torch.ones(self.num_query, dtype=torch.float64)
-
-    def block(self, first: int, rows: Tensor, ids: Ids, norms: Tensor | None = None) -> Block:
-        rows = _exact(rows, self.device)  # (n, Q): some columns of the matrix
-        if not (good := rows.isfinite().all(0)).all():
-            raise ValueError(f"distances has a NaN or infinite value in row {int((~good).nonzero()[0])}")
-        ones = rows.new_ones(len(rows))
-        return Block(first, rows, ones.double(), -ones, 0 * ones, ids.gallery_pids[first : first + len(rows)])
-
-    def product(self, tile: slice, block: Block) -> Tensor:
-        return block.rows[:, tile].T.clone(memory_format=torch.contiguous_format)
-
-    def bounds(self, distances: Tensor, query: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        score = -distances.to(block.rows.dtype)
-        return score, score
-
-    def exact(self, query: Tensor, item: Tensor, block: Block) -> Tensor:
-        return block.rows[item, query].double()
+        """Exact distances (P,) float64 of pairs of rows of the queries and of `block`."""
+        return kernels.distances(self.rows, block.rows, self.squares, block.squares, self.cosine, query, item)
 
 
 @contextmanager
@@ -293,7 +309,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def tile_sizes(space: Space | Given, block_size: int | None) -> tuple[int, int]:
+def tile_sizes(space: Space, block_size: int | None) -> tuple[int, int]:
     """Rows of queries and of gallery in a tile: by default 8 MiB of gallery on a CPU, 512 MiB of scores on a GPU."""
     if block_size is None:
         on_cpu = (1024, min(8192, max(64, (1 << 21) // space.dim)))
