@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -67,12 +68,13 @@ def test_conda_installs_the_same_list() -> None:
 # Imports
 
 # Each room may import those named here, and itself. A file at the top level is a room of its own.
-BASE = {"errors", "files", "lazy", "paths", "seeds"}
+BASE = {"errors", "files", "lazy", "paths", "scores", "seeds"}
 FOLDER = BASE | {"run_folder"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "lazy": set(),
+    "scores": set(),
     "seeds": set(),
     "paths": {"errors"},
     "run_folder": BASE,
@@ -219,3 +221,14 @@ def test_nothing_speaks_of_a_computer_or_a_registry() -> None:
             text = path.read_text(errors="replace")
             assert not hosts.search(text), f"{name} names a registry"
             assert not home.search(text), f"{name} names a folder of this computer"
+
+
+def test_every_score_of_the_evaluator_has_a_name() -> None:
+    from reidlib.evaluation import evaluate_ranking
+    from reidlib.scores import HEADLINE, NAMES, RETRIEVAL, percent
+
+    feats = np.ones((1, 2), np.float32)
+    ranking = evaluate_ranking(feats, feats, [1], [1], [0], [1])
+    assert set(RETRIEVAL) == set(ranking.to_dict()) - {"num_valid", "num_query"}
+    assert set(RETRIEVAL) | set(HEADLINE) <= set(NAMES)
+    assert percent(ranking.mAP) == "100.0%"

@@ -15,17 +15,17 @@ from reidlib.models.printed.costs import exact, figures, pareto_front
 from reidlib.models.printed.page import CROSSINGS, DATASETS
 from reidlib.models.printed.published import published, results
 from reidlib.models.zoo import MODELS
+from reidlib.scores import NAMES, RETRIEVAL
 from reidlib.training.recipes import RECIPES
 from reidlib.workbook.views import watched
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORES = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
 FILTERS = ("trained on", "tested on", "source", "family")
 WHY = {"params printed": "params differ", "mult-adds printed": "mult-adds differ"}  # a figure, and its reason
 NEVER = (*WHY.values(), "link")  # columns that are shown as marks
-HIDDEN = ("feature", "Rank-5", "Rank-10", "loss", "transforms", "distance", "protocol", "note")
+HIDDEN = ("feature", NAMES["rank5"], NAMES["rank10"], "loss", "transforms", "distance", "protocol", "note")
 
 
 def zoo_table() -> "pd.DataFrame":
@@ -44,7 +44,7 @@ def zoo_table() -> "pd.DataFrame":
                 "model": row.model,
                 "trained on": row.trained_on + " (all images)" * row.combineall,
                 "tested on": row.tested_on,
-                **dict(zip(SCORES, (row.rank1, row.rank5, row.rank10, row.mAP, row.mINP), strict=True)),
+                **{NAMES[key]: getattr(row, key) for key in RETRIEVAL},
                 "params": round(here.params / 1e6, 3),
                 "params printed": row.params,
                 "params differ": params_why,
@@ -232,7 +232,7 @@ def card_page(shown: Card) -> Any:
         "": _html(("", ""), [(f"<b>{key}</b>", escape(value)) for key, value in facts.items()]),
         "parts": _html(("part", "kind", "output", "parameters at 751 identities"), parts),
         "printed and counted": _html(("source", "printed", "here", "", ""), sizes),
-        "results": _html(("source", "trained on", "tested on", "loss", "Rank-1", "mAP"), scores) + notes,
+        "results": _html(("source", "trained on", "tested on", "loss", NAMES["rank1"], NAMES["mAP"]), scores) + notes,
         "weights": _html(("how", "where"), weights),
     }
     pages = [f"<h3>{shown.name}</h3>"]

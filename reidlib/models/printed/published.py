@@ -16,6 +16,8 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from reidlib.scores import RETRIEVAL
+
 
 class Source(NamedTuple):
     """Where a table was printed, and what it says of its own counting."""
@@ -83,7 +85,7 @@ class Published(NamedTuple):
 
     @classmethod
     def read(cls, row: dict[str, str]) -> "Published":
-        numbers = {k: float(row[k]) if row[k] else None for k in ("rank1", "rank5", "rank10", "mAP", "mINP")}
+        numbers = {key: float(row[key]) if row[key] else None for key in RETRIEVAL}
         cameras = int(row["cameras"]) if row["cameras"] else None
         return cls(**row | numbers | {"combineall": row["combineall"] == "yes", "cameras": cameras})
 
