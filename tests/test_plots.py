@@ -309,21 +309,21 @@ def test_tsne_figures(samples):
     pids = [sample.pid for sample in samples]
     said = texts(plots.tsne_figure(points, pids, title="by identity", grey=(-1, 0)))
     assert [t for t in said if t.startswith(("pid", "others"))] == [*(f"pid {pid}" for pid in range(1, 6)), "others"]
-    figure = plots.tsne_pictures(points, [sample.path for sample in samples])
+    figure = plots.tsne_images(points, [sample.path for sample in samples])
     boxes = np.array([image.get_extent() for image in figure.axes[0].images])
     assert len(boxes) > 8
     for i, (left, right, low, high) in enumerate(boxes):
         for other in boxes[:i]:
             assert right <= other[0] or other[1] <= left or high <= other[2] or other[3] <= low
-    plots.tsne_pictures(points[:1], [samples[0].path])
+    plots.tsne_images(points[:1], [samples[0].path])
     with pytest.raises(ValueError, match="row 1"):
         plots.tsne_map([[1.0, 2.0], [np.nan, 1.0]])
 
 
 def test_every_look_is_its_own():
-    from reidlib.plots.style import looks
+    from reidlib.plots.style import label_styles
 
-    known = looks(list(range(30)) * 2, 21)
+    known = label_styles(list(range(30)) * 2, 21)
     assert len(set(known.values())) == len(known) == 21
     values = list(known.values())
     assert all(a[0] != b[0] and a[1] != b[1] for a, b in pairwise(values))

@@ -16,7 +16,7 @@ from test_batch import write
 from reidlib import plots
 from reidlib.workbook import batch
 from reidlib.workbook.runs import Run
-from reidlib.workbook.search import pictures, search, spread, table
+from reidlib.workbook.search import figures, search, spread, table
 
 PARAMETERS = (
     'run: str = ""  # run folder\nlr: float = 0.1  # rate\nseed: int = 0  # of everything\n'
@@ -221,7 +221,7 @@ def test_points_are_runs_like_any_other(ran: list, monkeypatch: pytest.MonkeyPat
 
 def test_the_picture_shows_every_run(ran: list) -> None:
     folder = search(["train"], {"run": "s"}, {"lr": [0.01, 0.02], "seed": [0, 1, 5]})
-    figure = pictures(folder)["toy"]
+    figure = figures(folder)["toy"]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["mAP (%)", "rank1 (%)"]
     dots = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     assert [sorted(d) for d in dots] == [pytest.approx([10, 11, 15]), pytest.approx([20, 21, 25])]

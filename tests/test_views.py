@@ -89,8 +89,8 @@ def test_epoch_lines_and_tables() -> None:
 def test_nobody_watches_without_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     drawn: list[int] = []
-    views.LivePicture(drawn.append)(1)
+    views.LiveFigure(drawn.append)(1)
     assert drawn == []
     assert views.browse(lambda index: f"picture {index}", 5, start=3) == "picture 3"
     monkeypatch.setenv("JPY_SESSION_NAME", "ranklist.ipynb")
-    assert views.watched()
+    assert views.is_interactive()

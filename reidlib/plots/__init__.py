@@ -6,14 +6,14 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "style": ("save",),
-        "pictures": (
+        "images": (
             *("contact_sheet", "class_sheet", "batch_sheet"),
             *("rank_list", "rank_list_rows", "cam_figure", "overlay"),
         ),
         "curves": ("training_curves", "cmc_curves", "ap_histogram", "score_matrix", "score_spread"),
         "cam": ("feature_cam", "similarity_cam"),
-        "tsne": ("tsne_map", "tsne_figure", "tsne_pictures"),
-        "passport": ("picture_counts", "picture_sizes", "pair_sheet"),
+        "tsne": ("tsne_map", "tsne_figure", "tsne_images"),
+        "passport": ("image_counts", "image_sizes", "pair_sheet"),
         "zoo": ("cost_accuracy",),
     },
 )

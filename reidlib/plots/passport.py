@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 
-from reidlib.plots.pictures import _Cell, _grid, read_picture
+from reidlib.plots.images import _Cell, _grid, thumbnail
 from reidlib.plots.style import COLOURS, GREY, Figure, array, styled
 
 
 @styled
-def picture_counts(tables: Mapping[str, tuple[Any, Sequence[int]]], title: str = "") -> Figure:
+def image_counts(tables: Mapping[str, tuple[Any, Sequence[int]]], title: str = "") -> Figure:
     """How many pictures (P, C) of each person (across, most seen first) each camera (down) took; one panel a split.
 
     `tables` gives counts and camids for each split. White is a camera that never saw the person.
@@ -43,7 +43,7 @@ def picture_counts(tables: Mapping[str, tuple[Any, Sequence[int]]], title: str =
 
 
 @styled
-def picture_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 128)) -> Figure:
+def image_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 128)) -> Figure:
     """Height over width of every picture, `sizes` (N, 2) in pixels, with the shape that they are resized to."""
     sizes = array(sizes, np.int64)
     sizes, counts = np.unique(sizes[sizes.min(1) > 0], axis=0, return_counts=True)
@@ -68,7 +68,7 @@ def picture_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 1
 def pair_sheet(pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4) -> Figure:
     """Pairs of samples side by side, each with one line of text below; `columns` pairs in a row."""
     cells: list[list[_Cell | None]] = [
-        [_Cell(read_picture(s.path), (f"pid {s.pid}, cam {s.camid}", text)) for s, text in ((a, text), (b, ""))]
+        [_Cell(thumbnail(s.path), (f"pid {s.pid}, cam {s.camid}", text)) for s, text in ((a, text), (b, ""))]
         for a, b, text in pairs
     ]
     if not cells:

@@ -108,7 +108,7 @@ def array(values: Any, dtype: Any = None) -> np.ndarray:
     return np.asarray(values, dtype)
 
 
-def looks(labels: Sequence, count: int = 20, skip: Sequence = ()) -> dict[Any, tuple[str, str]]:
+def label_styles(labels: Sequence, count: int = 20, skip: Sequence = ()) -> dict[Any, tuple[str, str]]:
     """(colour, marker) of the `count` commonest labels, 21 at most: no two share both, neighbours share neither."""
     names, counts = np.unique(np.asarray(labels), return_counts=True)
     names = [n for n in names[np.argsort(-counts, kind="stable")].tolist() if n not in set(skip)]

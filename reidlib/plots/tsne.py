@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from reidlib.plots.pictures import read_picture
-from reidlib.plots.style import GREY, Figure, array, looks, styled
+from reidlib.plots.images import thumbnail
+from reidlib.plots.style import GREY, Figure, array, label_styles, styled
 
 
 def tsne_map(feats: Any, seed: int = 0, perplexity: float | None = None) -> np.ndarray:
@@ -70,7 +70,7 @@ def tsne_figure(
     in the legend.
     """
     labels = array(labels)
-    known = looks(labels, count, grey)
+    known = label_styles(labels, count, grey)
     figure, axes, points = _plane(points, title, 5.0, 0.2, right=1.15)
     size = np.clip(6000 / len(points), 8, 42)
     for label, (colour, marker) in known.items():
@@ -85,7 +85,7 @@ def tsne_figure(
 
 
 @styled
-def tsne_pictures(
+def tsne_images(
     points: Any, paths: Sequence[str | Path], *, title: str = "", height: float = 0.56, seed: int = 0
 ) -> Figure:
     """The pictures themselves, `height` inches high, at their places on the map.
@@ -109,5 +109,5 @@ def tsne_pictures(
             centres = np.vstack([centres, (x, y)])
             axes.plot(*zip(points[i], (x, y), strict=True), color=GREY, linewidth=0.5, zorder=1)
             extent = (x - box[0] / 2, x + box[0] / 2, y - box[1] / 2, y + box[1] / 2)
-            axes.imshow(read_picture(paths[i], (128, 64)), extent=extent, aspect="auto", zorder=3)
+            axes.imshow(thumbnail(paths[i], (128, 64)), extent=extent, aspect="auto", zorder=3)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from reidlib.plots.style import GREY, INK, Figure, array, looks, styled
+from reidlib.plots.style import GREY, INK, Figure, array, label_styles, styled
 
 
 @styled
@@ -34,7 +34,7 @@ def cost_accuracy(
     lengths = {len(values) for values in (scores, names, groups, *costs.values(), *fronts.values())}
     if lengths in ({0}, set()) or len(lengths) > 1 or not costs:
         raise ValueError(f"scores, names, groups, costs and fronts are of one length above 0, got {sorted(lengths)}")
-    styles = looks(groups)
+    styles = label_styles(groups)
     figure = Figure(figsize=(5.6 * len(costs), 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title or None, x=0.01, ha="left")

@@ -176,7 +176,7 @@ def _percent(score: dict[str, Any]) -> str:
     return f"{100 * score['mean']:.1f}" + ("" if score["std"] is None else f" ± {100 * score['std']:.1f}")
 
 
-def pictures(folder: Run) -> dict[str, "Figure"]:
+def figures(folder: Run) -> dict[str, "Figure"]:
     """For each data set every run's scores as dots, a row a setting, with mean and spread."""
     from reidlib.plots import score_spread
 
@@ -202,5 +202,5 @@ def _write_scores(folder: Run) -> None:
     with whole_file(folder.path / "table.csv") as part:
         pd.DataFrame(rows + failed).to_csv(part, index=False)
     folder.write_json("result.json", {"over": SEED, "settings": spread(folder)})
-    for data, figure in pictures(folder).items():
+    for data, figure in figures(folder).items():
         folder.save_figure(figure, data)

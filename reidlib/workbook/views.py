@@ -22,7 +22,7 @@ SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 CHOICES = ("worst", "best", "random", "chosen")
 
 
-def watched() -> bool:
+def is_interactive() -> bool:
     """Whether a person started this kernel from a Jupyter front end: then progress bars and widgets serve somebody.
 
     papermill, nbconvert and nbval start kernels without a session.
@@ -30,8 +30,8 @@ def watched() -> bool:
     return "JPY_SESSION_NAME" in os.environ
 
 
-class LivePicture:
-    """One picture in a cell's output, redrawn in place by each call: `LivePicture(draw)(data)`.
+class LiveFigure:
+    """One picture in a cell's output, redrawn in place by each call: `LiveFigure(draw)(data)`.
 
     Where nobody watches it draws nothing: the notebook shows the final picture in a cell of its own.
     """
@@ -40,7 +40,7 @@ class LivePicture:
         self.draw, self.shown = draw, None
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        if not watched():
+        if not is_interactive():
             return
         from IPython.display import display
 
@@ -193,7 +193,7 @@ def below(path: str | Path, root: str | Path) -> str:
 
 def browse(draw: Callable[[int], Any], count: int, *, start: int = 0) -> Any:
     """A slider over `draw(0)` … `draw(count - 1)`; where nobody watches, the plain picture of `start`."""
-    if not watched():
+    if not is_interactive():
         return draw(start)
     from ipywidgets import IntSlider, interact
 

@@ -17,7 +17,7 @@ from reidlib.models.printed.published import published, results
 from reidlib.models.zoo import MODELS
 from reidlib.scores import NAMES, RETRIEVAL
 from reidlib.training.recipes import RECIPES
-from reidlib.workbook.views import watched
+from reidlib.workbook.views import is_interactive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def plain(table: "pd.DataFrame") -> Any:
 
 def browse_table(table: "pd.DataFrame", *, rows: int = 0, every: bool = False, **chosen: Any) -> Any:
     """`show(select(table, **chosen), rows)`; where somebody watches, all rows, with fields to choose them by."""
-    if not watched():
+    if not is_interactive():
         return show(select(table, **chosen), rows, sort=chosen.get("sort", ""), every=every)
     from IPython.display import display
     from ipywidgets import Checkbox, Dropdown, HBox, Text, VBox, interactive_output
@@ -250,7 +250,7 @@ def browse_cards(names: Sequence[str], **how: Any) -> Any:
         display(card_page(card(name)))
         print(speed_line(name, **how))
 
-    if not watched():
+    if not is_interactive():
         for name in names:
             draw(name)
         return None

@@ -22,7 +22,7 @@ _HEIGHT, _WIDTH, _GAP, _LINE = 1.24, 0.62, 0.13, 0.135  # of a picture, between 
 _NOTE = "✓ solid: the same person; ✗ dashed: another; ⊘ dotted: not counted"
 
 
-def read_picture(path: str | Path, size: tuple[int, int] = (256, 128)) -> np.ndarray:
+def thumbnail(path: str | Path, size: tuple[int, int] = (256, 128)) -> np.ndarray:
     """RGB uint8, shrunk to fit (height, width) with its proportions kept. Raises ValueError naming a bad file."""
     try:
         with Image.open(path) as picture:
@@ -119,7 +119,7 @@ def contact_sheet(
 
     def cell(pid: int, camid: int) -> _Cell | None:
         found = seen.get((pid, camid))
-        return found and _Cell(read_picture(found[rng.integers(len(found))].path))
+        return found and _Cell(thumbnail(found[rng.integers(len(found))].path))
 
     rows = [[cell(pid, camid) for camid in cameras] for pid in pids]
     labels = [f"pid {pid}" for pid in pids]
@@ -135,7 +135,7 @@ def class_sheet(
     found: dict[int, list[_Cell]] = {at: [] for at in shown}
     for sample in samples:
         if len(found.get(sample.pid, range(columns))) < columns:
-            found[sample.pid].append(_Cell(read_picture(sample.path)))
+            found[sample.pid].append(_Cell(thumbnail(sample.path)))
     headers = [""] * columns
     return _grid([found[at] for at in shown], title=title, headers=headers, labels=[classes[at][:20] for at in shown])
 
@@ -193,10 +193,10 @@ def rank_list(
             return None
         match = gallery[index]
         verdict = _verdict(query, match)
-        return _Cell(read_picture(match.path), _match_captions(verdict, value, match), verdict)
+        return _Cell(thumbnail(match.path), _match_captions(verdict, value, match), verdict)
 
     rows = [
-        [_Cell(read_picture(q.path), _query_captions(q, score)), *(cell(q, i, s) for i, s in zip(*row, strict=True))]
+        [_Cell(thumbnail(q.path), _query_captions(q, score)), *(cell(q, i, s) for i, s in zip(*row, strict=True))]
         for q, score, *row in zip(queries, ap, ranked, similarity, strict=True)
     ]
     headers = ["query", *map(str, range(1, ranked.shape[1] + 1))]
@@ -275,4 +275,4 @@ def cam_figure(
 
 def _filled(sample: Any) -> np.ndarray:
     """The picture stretched to 256 × 128, as a model sees it."""
-    return np.asarray(Image.fromarray(read_picture(sample.path)).resize((128, 256), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(thumbnail(sample.path)).resize((128, 256), Image.Resampling.BILINEAR))
