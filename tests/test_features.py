@@ -5,7 +5,7 @@ import torch
 
 import reidlib
 from reidlib.data.loaders import eval_loader
-from reidlib.evaluation.features import extract_features, load_features, save_features
+from reidlib.evaluation.features import Features, extract_features, load_features, ranking_inputs, save_features
 
 SIZE = (64, 32)
 
@@ -35,6 +35,79 @@ def test_the_model_can_still_be_trained(tiny, model) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def state(model: torch.nn.Module) -> list:
+    tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    return [m.training for m in model.modules()] + [(t.data_ptr(), t.stride(), t.device, t._version) for t in tensors]
+
+
+class Plain(torch.nn.Module):
+    """A network that cannot be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+        self.register_buffer("map", torch.rand(1, 3, 4, 4))
+
+    def forward(self, images: torch.Tensor, camids: torch.Tensor) -> torch.Tensor:
+        assert not self.norm.training
+        return self.norm(self.conv(images / 255)).mean((2, 3)) + camids[:, None]
+
+
+@pytest.mark.parametrize("kind", ["reid", "plain"])
+def test_the_model_stays_as_it_is(tiny, model, kind) -> None:
+    model = model if kind == "reid" else Plain()
+    model.train()
+    for module in model.modules():  # frozen by the user
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    before = state(model)
+
+    def broken():
+        yield next(iter(eval_loader(tiny.query, SIZE)))
+        raise OSError("a broken image")
+
+    extract_features(model, eval_loader(tiny.query, SIZE))
+    assert state(model) == before
+    with pytest.raises(OSError, match="broken image"):
+        extract_features(model, broken())
+    assert state(model) == before
+    with pytest.raises(RuntimeError, match="meta"):  # a device that cannot compute
+        extract_features(model, eval_loader(tiny.query, SIZE), device="meta")
+    assert state(model) == before
+
+
+def test_flip_is_the_mean_over_mirror_images(tiny, model) -> None:
+    plain = extract_features(model, eval_loader(tiny.query, SIZE))
+    flipped = extract_features(model, eval_loader(tiny.query, SIZE), flip=True)
+    model.eval()
+    with torch.no_grad():
+        mirrored = torch.cat([model(b.images.flip(-1)) for b in eval_loader(tiny.query, SIZE, batch_size=1)])
+    torch.testing.assert_close(flipped.feats, (plain.feats + mirrored) / 2, rtol=1e-4, atol=1e-5)
+    assert (flipped.feats - plain.feats).abs().max() > 1e-3
+
+
+def test_multi_query_pools_the_images_of_a_person_under_a_camera() -> None:
+    query = Features(torch.tensor([[1.0, -5.0], [3.0, -1.0], [10.0, 0.0]]), *torch.tensor([[4, 4, 2], [1, 1, 0]]))
+    gallery = Features(torch.tensor([[5.0, 3.0], [9.0, 9.0], [8.0, 8.0]]), *torch.tensor([[4, 4, 3], [1, 0, 0]]))
+    for how, expected in (("mean", [[10.0, 0.0], [3.0, -1.0]]), ("max", [[10.0, 0.0], [5.0, 3.0]])):
+        q, g, pids, g_pids, camids, g_camids = ranking_inputs(query, gallery, multi_query=how)
+        assert q.tolist() == expected
+        assert (pids.tolist(), camids.tolist()) == ([2, 4], [0, 1])
+        assert (g is gallery.feats, g_pids is gallery.pids, g_camids is gallery.camids) == (True, True, True)
+    with pytest.raises(ValueError, match="unknown multi_query 'maen': did you mean 'mean'"):
+        ranking_inputs(query, gallery, multi_query="maen")
+    with pytest.raises(ValueError, match="unknown precision 'float61'"):
+        ranking_inputs(query, gallery, precision="float61")
+
+
+def test_half_precision_keeps_zero_rows() -> None:
+    side = Features(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), *torch.tensor([[1, 1], [0, 1]]))
+    q, *_ = ranking_inputs(side, side, precision="float16")
+    assert q.dtype == torch.float16
+    torch.testing.assert_close(q.float(), torch.tensor([[0.0, 0.0], [0.6, 0.8]]), atol=1e-3, rtol=0)
+
+
 def test_bfloat16_gives_float32_features_nearby(tiny, model) -> None:
     exact = extract_features(model, eval_loader(tiny.query, SIZE)).feats
     rough = extract_features(model, eval_loader(tiny.query, SIZE), bfloat16=True).feats
@@ -44,7 +117,7 @@ def test_bfloat16_gives_float32_features_nearby(tiny, model) -> None:
 
 
 def test_nothing_to_extract_is_said(model) -> None:
-    with pytest.raises(ValueError, match="no pictures to extract"):
+    with pytest.raises(ValueError, match="no images to extract"):
         extract_features(model, [])
 
 

@@ -1,4 +1,4 @@
-"""Re-ranking, query expansion and the small helpers, against recorded cases and plain loops."""
+"""Re-ranking and query expansion, against recorded cases and plain loops."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from eval_cases import CASES, FOLDER, arrays, check, one_thread  # noqa: F401 (a fixture)
 
 from reidlib.evaluation.ranking import evaluate_distances, evaluate_ranking
-from reidlib.evaluation.reranking import concatenate, expand_features, flip_average, pool_queries, rerank
+from reidlib.evaluation.reranking import expand_features, rerank
 
 CASE = CASES["rerank"]
 
@@ -117,27 +117,3 @@ def test_refusals():
         rerank(q, g, metric="manhattan")
     with pytest.raises(TypeError, match=r"expand_features.*tmies"):
         expand_features(q, q, tmies=2)
-
-
-def test_helpers():
-    torch.manual_seed(0)
-    weights = torch.rand(3 * 4 * 2, 5)
-    images = torch.rand(2, 3, 4, 2)
-
-    def model(x, camids=None):
-        return x.flatten(1) @ weights + (0 if camids is None else camids[:, None])
-
-    camids = torch.tensor([1, 2])
-    both = flip_average(model, images, camids)
-    assert torch.equal(both, (model(images, camids) + model(torch.flip(images, [3]), camids)) / 2)
-    assert not torch.equal(both, model(images, camids))
-
-    joined = concatenate(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 5.0]]))
-    torch.testing.assert_close(joined, torch.tensor([[0.6, 0.8, 0.0, 1.0]]))
-
-    feats = torch.tensor([[1.0, -5.0], [3.0, -1.0], [10.0, 0.0]])
-    pids, camids = torch.tensor([4, 4, 2]), torch.tensor([1, 1, 0])
-    for how, expected in (("mean", [[10.0, 0.0], [2.0, -3.0]]), ("max", [[10.0, 0.0], [3.0, -1.0]])):
-        pooled, new_pids, new_camids = pool_queries(feats, pids, camids, how)
-        assert pooled.tolist() == expected
-        assert (new_pids.tolist(), new_camids.tolist()) == ([2, 4], [0, 1])

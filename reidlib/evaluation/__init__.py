@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "features": ("Features", "extract_features", "ranking_inputs"),
         "ranking": ("RankingResult", "TopK", "evaluate_distances", "evaluate_ranking", "rank_gallery"),
-        "reranking": ("concatenate", "expand_features", "flip_average", "pool_queries", "rerank"),
+        "reranking": ("expand_features", "rerank"),
         "protocols": ("bootstrap", "evaluate_camera_pairs", "permutation_test", "single_shot", "verify"),
     },
 )

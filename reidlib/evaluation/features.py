@@ -1,5 +1,6 @@
-"""Retrieval features of many pictures, and the file that keeps them, so that metrics can change without the network."""
+"""Retrieval features of many images, and the file that keeps them, so that metrics can change without the network."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,57 +32,100 @@ def extract_features(
     *,
     device: torch.device | str | None = None,
     bfloat16: bool = False,
+    flip: bool = False,
     progress: bool = False,
 ) -> Features:
-    """The features of all `batches` (each with images, pids, camids, cameras) in their order.
+    """The features of all images of `batches`, in their order.
 
-    `device` defaults to where the model is. `bfloat16` runs the network (never the ranking) under autocast: faster on a
-    GPU, and features then carry its rounding. The model is put into eval mode for the call and back afterwards.
-    A `ReIDModel` runs as its `fuse()`d copy, and on a CPU eight pictures at a time: features differ in rounding only.
-    Raises ValueError where there is nothing to extract.
+    A copy of the model runs, in eval mode, in channels last (faster on CPUs and GPUs) and, for a `ReIDModel`, fused; on
+    a CPU eight images at a time. Features differ by rounding only, and the model stays as it is: the mode of each
+    module, its device and memory format.
+
+    Args:
+        model: Takes images (B, 3, H, W) and camera labels (B,), gives features (B, D).
+        batches: Each with images, pids, camids and cameras.
+        device: Where to run; default: where the model is.
+        bfloat16: Run the network (never the ranking) under autocast: faster on a GPU; features carry its rounding.
+        flip: Take the mean of the features of each image and of its mirror image, as many projects test.
+        progress: Show a bar.
+
+    Returns:
+        One row per image.
+
+    Raises:
+        ValueError: There is no image.
     """
     device = torch.device(device) if device is not None else next(model.parameters()).device
     if progress:
         from tqdm.auto import tqdm
 
         batches = tqdm(batches, desc="features", unit="batch", leave=False)
-    feats, pids, camids = [], [], []
-    training = model.training
-    # Channels last: convolutions are a good deal faster so, on CPUs as on GPUs; features differ in rounding only.
-    model.eval().to(device, memory_format=torch.channels_last)
-    network = model.fuse() if hasattr(model, "fuse") else model
-    # The maps of a few pictures stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
+    network = model.fuse() if hasattr(model, "fuse") else copy.deepcopy(model).eval()
+    network.to(device, memory_format=torch.channels_last)
+    # The maps of a few images stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
     share = 8 if device.type == "cpu" else None
-    try:
-        # Inference mode begins after the move: parameters moved within it could never be trained again.
+    feats, pids, camids = [], [], []
+    for batch in batches:  # read outside of inference mode: what a loader makes may be used elsewhere
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            for batch in batches:
-                images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-                cameras = batch.cameras.to(device)
-                pieces = zip(images.split(share or len(images)), cameras.split(share or len(images)), strict=True)
-                # They stay on the device: copying each batch would make the GPU wait.
-                feats += [network(*piece).float() for piece in pieces]
-                pids.append(batch.pids)
-                camids.append(batch.camids)
-    finally:
-        model.train(training)
+            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            cameras = batch.cameras.to(device)
+            size = share or len(images)
+            for part, camera in zip(images.split(size), cameras.split(size), strict=True):
+                found = network(part, camera).float()
+                feats.append((found + network(part.flip(-1), camera).float()) / 2 if flip else found)
+        # Features stay on the device: copying each batch would make the GPU wait.
+        pids.append(batch.pids)
+        camids.append(batch.camids)
     if not feats:
-        raise ValueError("no pictures to extract features from")
+        raise ValueError("no images to extract features from")
     return Features(torch.cat(feats).cpu(), torch.cat(pids), torch.cat(camids))
 
 
-def ranking_inputs(query: Features, gallery: Features, *, precision: str = "float32") -> tuple[Tensor, ...]:
-    """The six tensors that `evaluate_ranking` and `rank_gallery` begin with.
+def ranking_inputs(
+    query: Features, gallery: Features, *, precision: str = "float32", multi_query: str = ""
+) -> tuple[Tensor, ...]:
+    """The six tensors that `evaluate_ranking`, `rank_gallery` and the protocols begin with.
 
-    `precision="float16"`: features normalised and rounded in half precision, as some evaluators compare them; it is
-    for explaining their figures. ValueError for another.
+    Args:
+        query: Q images.
+        gallery: G images.
+        precision: "float16" normalises features and rounds them to half precision, as some evaluators compare them: to
+            explain their figures.
+        multi_query: "mean" or "max": one query for each person and camera, whose feature is that of all images of this
+            person under this camera, in the query set and in the gallery (which such a query never ranks). Zheng et
+            al., ICCV 2015, who take the images of Market-1501's gt_bbox in place of the gallery's.
+
+    Returns:
+        Features (Q, D) and (G, D), pids (Q,) and (G,), camids (Q,) and (G,).
+
+    Raises:
+        ValueError: Another `precision` or `multi_query`.
     """
     if precision not in ("float32", "float16"):
         raise unknown_name("precision", precision, ("float32", "float16"))
+    if multi_query:
+        query = _pooled(query, gallery, multi_query)
     feats = query.feats, gallery.feats
-    if precision == "float16":
-        feats = tuple(normalize(f.half()) for f in feats)
+    if precision == "float16":  # the smallest half instead of 0, so that a row of zeros stays one
+        feats = tuple(normalize(f.half(), eps=2.0**-24) for f in feats)
     return *feats, query.pids, gallery.pids, query.camids, gallery.camids
+
+
+def _pooled(query: Features, gallery: Features, how: str) -> Features:
+    """One row for each pid and camid of `query`, by pid, then camid."""
+    if how not in (reductions := {"mean": "mean", "max": "amax"}):
+        raise unknown_name("multi_query", how, reductions)
+    ids = torch.stack([torch.cat([query.pids, gallery.pids]), torch.cat([query.camids, gallery.camids])], dim=1)
+    groups, group = ids.unique(dim=0, return_inverse=True)
+    asked = group[: len(query)].unique()
+    row = torch.full((len(groups),), -1)
+    row[asked] = torch.arange(len(asked))
+    row = row[group]  # of each image, -1 where no query asks for its person and camera
+    feats = torch.cat([query.feats, gallery.feats[row[len(query) :] >= 0]])
+    index = row[row >= 0][:, None].expand_as(feats)
+    pooled = feats.new_zeros(len(asked), feats.shape[1])
+    pooled.scatter_reduce_(0, index, feats, reductions[how], include_self=False)
+    return Features(pooled, *groups[asked].unbind(1))
 
 
 def save_features(path: str | Path, splits: dict[str, Features], stamp: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What may be done between extraction and ranking: re-ranking, query expansion, flips, several images a query.
+"""What may be done between extraction and ranking: re-ranking and query expansion.
 
 Re-ranking: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017. Here encodings
 are sparse rows and no N x N matrix exists: neighbour lists come from the blocks of ranking.py, Jaccard distances from
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from reidlib.errors import unknown_name
 from reidlib.evaluation import kernels
@@ -150,25 +149,6 @@ def expand_features(
             expanded += (weight[:, n, None] / k).to(feats.dtype) * feats[near[:, n].to(feats.device)].cpu()
         feats = expanded
     return feats[:num_query], feats[num_query:]
-
-
-def flip_average(model: Callable[..., Tensor], images: Tensor, camids: Tensor | None = None) -> Tensor:
-    """The mean of the features of the images (B, 3, H, W) and of their mirror images."""
-    return (model(images, camids) + model(images.flip(-1), camids)) / 2
-
-
-def concatenate(*feats: Tensor) -> Tensor:
-    """Several features of the same images side by side, each normalised, so that none outweighs another."""
-    return torch.cat([normalize(f.float()) for f in feats], dim=1)
-
-
-def pool_queries(feats: Tensor, pids: Tensor, camids: Tensor, how: str = "mean") -> tuple[Tensor, Tensor, Tensor]:
-    """One feature for all images of a pid under one camid (Market-1501's multi-query): their mean or max, by pid."""
-    groups, group = torch.stack([pids, camids], dim=1).unique(dim=0, return_inverse=True)
-    index = group[:, None].expand(-1, feats.shape[1])
-    pooled = torch.zeros(len(groups), feats.shape[1], dtype=feats.dtype)
-    pooled = pooled.scatter_reduce(0, index, feats, {"mean": "mean", "max": "amax"}[how], include_self=False)
-    return pooled, groups[:, 0], groups[:, 1]
 
 
 def _together(query_feats: Feats, gallery_feats: Feats) -> tuple[Tensor, int]:
