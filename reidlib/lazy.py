@@ -1,18 +1,33 @@
-"""Public names that are loaded on first use, so that importing a package costs nothing and has no side effect."""
+"""Public names that are imported on first use, so that importing a package is quick and has no side effect."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pkgutil import iter_modules
 
 
 def lazy(
-    package: str, rooms: Mapping[str, Sequence[str]]
+    package: str, names: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of `package`, whose modules `rooms` hold the names listed for each."""
-    places = {name: f"{package}.{room}" for room, names in rooms.items() for name in names}
+    """Define `__getattr__`, `__dir__` and `__all__` of a package.
+
+    Args:
+        package: The package's `__name__`.
+        names: Its public names by the module, relative to the package, that defines them. The package's own modules
+            are reachable as attributes too, and need not be listed.
+
+    Returns:
+        The two functions and the list, to be assigned to these three names in the package.
+    """
+    modules = {name: f"{package}.{module}" for module, public in names.items() for name in public}
+
+    def submodules() -> set[str]:
+        return {found.name for found in iter_modules(import_module(package).__path__)} - {"__main__"}
 
     def get(name: str) -> object:
-        if name in places:
-            return getattr(import_module(places[name]), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(places))}")
+        if name in modules:
+            return getattr(import_module(modules[name]), name)
+        if name in submodules():
+            return import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(modules))}")
 
-    return get, lambda: sorted(places), sorted(places)
+    return get, lambda: sorted({*modules, *submodules()}), sorted(modules)

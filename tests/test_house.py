@@ -159,6 +159,15 @@ def test_public_names_exist_and_others_are_refused() -> None:
         _ = reidlib.creat_model
 
 
+def test_every_room_is_reachable_after_importing_the_package() -> None:
+    rooms = sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in files()} - {"__init__", "lazy"})
+    assert {"data", "errors", "models", "plots", "workbook"} <= set(rooms)
+    code = f"import reidlib; print(*(getattr(reidlib, room).__name__ for room in {rooms}), *dir(reidlib))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {f"reidlib.{room}" for room in rooms} | {*rooms, "create_model"} <= set(done.stdout.split())
+
+
 # Notebooks
 
 
