@@ -65,7 +65,12 @@ HALF = "features are float32 here, float16 there"
             ("gallery has 80,000 images here, 82,161 as published", HALF),
         ),
         ({"input_size": [384, 128]}, {}, ("pictures are 384x128 here, 256x128 there", HALF)),
-        ({}, {"flip": True}, ("features are averaged over flipped pictures here, not there", HALF)),
+        ({}, {"flip": True}, ("features are averaged over mirror images here, not there", HALF)),
+        (
+            {},
+            {"multi_query": "max"},
+            ("queries are pooled over a person's images under a camera here, not there", HALF),
+        ),
         ({}, {"metric": "euclidean"}, ("ranked by euclidean distance here, cosine there", HALF)),
         ({}, {"precision": "float16"}, ()),
         (
@@ -80,7 +85,7 @@ HALF = "features are float32 here, float16 there"
             (
                 "the data set is V2 here, V1 there",
                 "pictures are 128x64 here, 256x128 there",
-                "features are averaged over flipped pictures here, not there",
+                "features are averaged over mirror images here, not there",
                 "ranked by euclidean distance here, cosine there",
                 HALF,
             ),

@@ -137,6 +137,10 @@ def test_features_are_cached_by_weights_and_data(tiny, monkeypatch: pytest.Monke
     again, _ = run.features(model, tiny)
     assert torch.equal(again.feats, query.feats)
     assert path.stat().st_mtime_ns == written
+    flipped, _ = run.features(model, tiny, flip=True)  # kept apart
+    assert not torch.equal(flipped.feats, query.feats)
+    assert torch.equal(run.features(model, tiny, flip=True)[0].feats, flipped.feats)
+    assert path.stat().st_mtime_ns == written
     other = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
     record.save_model(run, other, trained_on="x", epoch=2)
     assert not torch.equal(run.features(other, tiny)[0].feats, query.feats)

@@ -479,11 +479,13 @@ def test_the_test_notebook_takes_weights_in_place_of_a_run(tiny, tmp_path, capsy
     small = reidlib.create_model("osnet_x0_25", num_classes=5, input_size=(64, 32))
     save_file(small.state_dict(), tmp_path / "own.safetensors")
     own = ["-p", "model", "osnet_x0_25", "-p", "weights", str(tmp_path / "own.safetensors")]
-    assert batch.main(["test", *own, "-p", "datasets", "synthetic-tiny"]) == 0
+    scoring = ["-p", "flip", "true", "-p", "multi_query", "mean"]
+    assert batch.main(["test", *own, *scoring, "-p", "datasets", "synthetic-tiny"]) == 0
     run = Run.folder("osnet_x0_25-own")
     assert str(run) in capsys.readouterr().out
     result = json.loads((run / "result.json").read_text())["results"]["synthetic-tiny"]
-    assert result["metric"] == "euclidean"
+    assert (result["metric"], result["flip"], result["multi_query"]) == ("euclidean", True, "mean")
+    assert {p.name for p in (run / "features").iterdir()} == {"synthetic-tiny-flip.safetensors"}
     assert result["images"] == {split: len(samples) for split, samples in tiny.splits.items()}
     page = (run / "notebooks" / "test.ipynb").read_text()
     assert "Nothing is published for osnet_x0_25 on synthetic-tiny (weights " in page

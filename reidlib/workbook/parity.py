@@ -57,9 +57,9 @@ def compare(
     `about` is a model.json, for a run of one's own with the recipe and what is overridden of it from its params.json.
     `result` is an entry of result.json: shares in [0, 1], `metric`, `cameras` (whether the model was told them), the
     data's `version` and `images`, num_valid and num_query; where it was not counted in this workbook's way, also
-    `flip`, `precision` and `means_over`. Published weights are compared with the rows that link to them, others with
-    all rows of their name; without a row the list is empty. Short of parity, `features` of query and gallery are ranked
-    and counted again in the source's way, to show how much of the gap that is.
+    `flip`, `multi_query`, `precision` and `means_over`. Published weights are compared with the rows that link to them,
+    others with all rows of their name; without a row the list is empty. Short of parity, `features` of query and
+    gallery are ranked and counted again in the source's way, to show how much of the gap that is.
     """
     link = about.get("weights", {}).get("link")
     found = []
@@ -68,7 +68,14 @@ def compare(
         if same and row.rank1 is not None and link in (None, "", row.link):
             parity = _measure(row, tested_on, result)
             if parity.verdict != "parity":
-                ours = {"flip": False, "precision": "float32", "means_over": "valid"} | {**about, **result}
+                ours = {
+                    "flip": False,
+                    "multi_query": "",
+                    "precision": "float32",
+                    "means_over": "valid",
+                    **about,
+                    **result,
+                }
                 causes = tuple(filter(None, (cause(ours, parity) for cause in _CAUSES)))
                 again = any(cause(ours, parity) for cause in _COUNTING) and features
                 parity = parity._replace(causes=causes, counted=_as_there(row, tested_on, again) if again else None)
@@ -131,7 +138,11 @@ def _input(ours: Mapping[str, Any], parity: Parity) -> str:
 
 
 def _flip(ours: Mapping[str, Any], parity: Parity) -> str:
-    return "features are averaged over flipped pictures here, not there" if ours["flip"] else ""
+    return "features are averaged over mirror images here, not there" if ours["flip"] else ""
+
+
+def _multi_query(ours: Mapping[str, Any], parity: Parity) -> str:
+    return "queries are pooled over a person's images under a camera here, not there" if ours["multi_query"] else ""
 
 
 def _distance(ours: Mapping[str, Any], parity: Parity) -> str:
@@ -175,10 +186,11 @@ _CAUSES: tuple[Callable[[Mapping[str, Any], Parity], str], ...] = (
     _images,
     _input,
     _flip,
+    _multi_query,
     _distance,
     _cameras,
     _precision,
     _means,
     _training,
 )
-_COUNTING = (_distance, _precision, _means)  # what ranking the same features again can undo
+_COUNTING = (_multi_query, _distance, _precision, _means)  # what ranking the same features again can undo

@@ -172,21 +172,29 @@ class Run(RunFolder):
         return dataset.camera_labels if dataset.name == self.read_json("model.json").get("trained_on") else None
 
     def features(
-        self, model: "ReIDModel", dataset: "ReIDDataset", *, workers: int = 0, progress: bool = False
+        self,
+        model: "ReIDModel",
+        dataset: "ReIDDataset",
+        *,
+        flip: bool = False,
+        workers: int = 0,
+        progress: bool = False,
     ) -> tuple["Features", "Features"]:
-        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree."""
+        """Query and gallery features of `dataset`, from features/<dataset>.safetensors where weights and data agree.
+
+        Those with `flip` (see `extract_features`) are in a file of their own, features/<dataset>-flip.safetensors.
+        """
         from reidlib.data.loaders import eval_loader
         from reidlib.evaluation.features import extract_features, load_features, save_features
 
-        path = self.path / "features" / f"{dataset.name}.safetensors"
+        path = self.path / "features" / f"{dataset.name}{'-flip' * flip}.safetensors"
         stamp = {"weights": sha256(self.path / "model.safetensors"), "data": dataset.fingerprint()}
         found = load_features(path, stamp)
         if found is None:
-            told = {"cameras": self.cameras(dataset), "workers": workers}
-            splits = {"query": dataset.query, "gallery": dataset.gallery}
-            found = {
-                split: extract_features(model, eval_loader(samples, model.input_size, **told), progress=progress)
-                for split, samples in splits.items()
-            }
+            found = {}
+            for split in ("query", "gallery"):
+                options = {"cameras": self.cameras(dataset), "workers": workers}
+                loader = eval_loader(getattr(dataset, split), model.input_size, **options)
+                found[split] = extract_features(model, loader, flip=flip, progress=progress)
             save_features(path, found, stamp)
         return found["query"], found["gallery"]
