@@ -1,6 +1,8 @@
 """Paths, readers, samplers, augmentations and loaders."""
 
+import gc
 import shutil
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from reidlib import paths
-from reidlib.data import transforms
+from reidlib.data import memory, transforms
 from reidlib.data.datasets import Sample, list_datasets, load_dataset, read_market1501
 from reidlib.data.loaders import ImageSet, eval_loader, read_image, train_loader, unreadable_images
 from reidlib.data.samplers import PKSampler, ShuffledSampler
@@ -319,7 +321,8 @@ def test_read_image_resizes_and_names_what_it_cannot_read(market: Path, tmp_path
         with pytest.raises(OSError, match=why) as caught:
             read_image(bad, (128, 64))
         assert str(bad) in str(caught.value)
-    assert [p for p, _ in unreadable_images([Sample(p, 1, 1) for p in (path, empty, text, grey)])] == [empty, text]
+    bad = unreadable_images([Sample(p, 1, 1) for p in (path, empty, text, grey)])
+    assert [str(p) in sentence for p, sentence in zip((empty, text), bad, strict=True)] == [True, True]
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
@@ -352,6 +355,71 @@ def test_loaders_give_the_same_with_and_without_cache_and_workers(tiny) -> None:
     assert torch.cat([b.pids for b in cached]).tolist() == [s.pid for s in tiny.gallery]
     assert torch.cat([b.camids for b in cached]).tolist() == [s.camid for s in tiny.gallery]
     assert torch.equal(cached[0].images[3], read_image(tiny.gallery[3].path, size))
+
+
+@pytest.fixture
+def free_memory(monkeypatch: pytest.MonkeyPatch):
+    """Says how many bytes are free."""
+    gc.collect()  # what earlier tests cached
+    return lambda nbytes: monkeypatch.setattr(memory, "available_memory", lambda: nbytes)
+
+
+def test_splits_and_processes_share_one_budget(tiny, free_memory) -> None:
+    size, image = (64, 32), 3 * 64 * 32
+    free_memory(2**40)
+    splits = (tiny.train, tiny.query, tiny.gallery)
+    gib = (90 + 20) * image / 2**30
+    kept = [ImageSet(split, size, cache_gib=gib).preload() for split in splits[:2]]
+    assert [images.in_memory for images in kept] == [True, True]
+    with pytest.warns(UserWarning, match=r"52 images of 64 × 32 are decoded anew each time: .* in each of 1 processes"):
+        assert not ImageSet(tiny.gallery, size, cache_gib=gib).preload().in_memory
+    del kept  # what nobody uses any more makes room
+    assert ImageSet(tiny.gallery, size, cache_gib=gib).preload().in_memory
+    with pytest.warns(UserWarning, match="in each of 2 processes"):
+        assert not ImageSet(tiny.train, size, cache_gib=gib, world=2).preload().in_memory
+    loader = train_loader(tiny, size, people=2, images=2, cache_gib=2 * gib, world=2)
+    assert loader.dataset.in_memory
+
+
+def test_half_of_the_free_memory_is_left(tiny, free_memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, nbytes = (64, 32), 90 * 3 * 64 * 32
+    for free, world, local, fits in (
+        (2 * nbytes, 1, None, True),
+        (2 * nbytes - 2, 1, None, False),
+        (2 * nbytes, 2, None, False),
+        (4 * nbytes, 2, None, True),
+        (2 * nbytes, 16, "1", True),  # sixteen computers
+    ):
+        free_memory(free)
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if local:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert ImageSet(tiny.train, size, world=world).preload().in_memory is fits
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [("0::/slurm/job/step\n", ("memory.max", "memory.current")),
+     ("4:memory:/job/step\n0::/\n", ("memory.limit_in_bytes", "memory.usage_in_bytes"))],
+)  # fmt: skip
+def test_the_memory_of_a_container_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups, names) -> None:
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *a, **k: groups if str(self) == "/proc/self/cgroup" else read(self, *a, **k)
+    )
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    free = memory.available_memory()
+    assert free > 2**20
+    level = tmp_path / ("memory/job" if "memory" in groups else "slurm/job")  # the job has a limit, its step none
+    (level / "step").mkdir(parents=True)
+    (level / "step" / names[0]).write_text("max\n")
+    for name, text in zip(
+        (*names, "memory.stat"), ("900000\n", "500000\n", "anon 5\ninactive_file 200000\n"), strict=True
+    ):
+        (level / name).write_text(text)
+    assert memory.available_memory() == 600_000
 
 
 def test_train_loader_gives_labels_and_follows_the_epoch(tiny) -> None:

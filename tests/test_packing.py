@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,11 +62,11 @@ from pathlib import Path
 from reidlib.data import packing
 from reidlib.data.readers import read_market1501
 read, count = packing.read_image, [0]
-def dying(*args):
+def dying(*args, **kwargs):
     count[0] += 1
     if count[0] == 100:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(*args)
+    return read(*args, **kwargs)
 packing.read_image = dying
 packing.pack(read_market1501("market1501", Path({str(data.root)!r}), "here"), {SIZE})
 """
@@ -75,7 +76,7 @@ packing.pack(read_market1501("market1501", Path({str(data.root)!r}), "here"), {S
     assert not (folder / "index.json").exists()
     assert ImageSet(data.query, SIZE).pack is None  # not used before it is whole
     assert np.count_nonzero(np.fromfile(folder / "crc.u64", np.uint64)) == 64
-    with (folder / "images.u8").open("rb+") as file:  # a half-written picture that was marked all the same
+    with (folder / "images.u8").open("rb+") as file:  # a half-written image that was marked all the same
         file.seek(10)
         file.write(b"damage")
     assert contents(packing.pack(data, SIZE)) == whole
@@ -88,7 +89,7 @@ def test_damage_is_noticed_when_it_is_read(data):
         file.write(b"\x00\xff\x00")
     images = ImageSet(data.train, SIZE, cache_gib=0)
     assert images[[0, 1]].images.shape == (2, 3, 64, 32)
-    with pytest.raises(OSError, match="is damaged at picture 5: remove that folder and pack again"):
+    with pytest.raises(OSError, match="is damaged at image 5: remove that folder and pack again"):
         images[[4, 5]]
 
 
@@ -133,3 +134,49 @@ def test_speed_is_measured_with_and_without(data):
     speed = packing.reading_speed(data.gallery, SIZE, count=40)
     assert list(speed) == ["decoded", "packed"]
     assert speed["packed"] > speed["decoded"] > 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "index.json").write_text("{"),
+        lambda folder: (folder / "index.json").write_text("[]"),
+        lambda folder: (folder / "index.json").write_text('{"files": {}}'),
+        lambda folder: (folder / "index.json").write_bytes(b"\xff\xfe"),
+        lambda folder: os.truncate(folder / "images.u8", 1000),
+        lambda folder: (folder / "crc.u64").unlink(),
+    ],
+)
+def test_a_damaged_pack_costs_that_pack_only(data, damage):
+    """Another dataset of the same size is read as before, and the pack can be made again."""
+    sound = contents(folder := packing.pack(data, SIZE))
+    other = replace(data, name="another", train=data.train[:5], query=(), gallery=())
+    kept = packing.pack(other, SIZE)
+    damage(folder)
+    with pytest.warns(UserWarning, match=f"{folder.name} is not used: remove it and pack again"):
+        assert packing.find_pack(data.query, SIZE) is None
+    assert packing.find_pack(other.train, SIZE).folder == kept
+    assert len(next(iter(eval_loader(data.query, SIZE))).pids) == len(data.query)
+    shutil.rmtree(folder)
+    packing.pack(data, SIZE)
+    assert contents(folder) == sound
+
+
+def test_a_damaged_index_is_written_anew(data):
+    sound = contents(folder := packing.pack(data, SIZE))
+    (folder / "index.json").write_text('{"size": [64, 32]}')
+    assert packing.pack(data, SIZE) == folder
+    assert contents(folder) == sound
+    assert packing.find_pack(data.query, SIZE)
+
+
+def test_a_file_of_equal_size_and_time_is_another_file(data):
+    packing.pack(data, SIZE)
+    path = data.query[0].path
+    stat = path.stat()
+    new = path.with_suffix(".new")
+    new.write_bytes(path.read_bytes()[::-1])
+    os.utime(new, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    new.replace(path)
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns
+    assert packing.find_pack(data.query, SIZE) is None

@@ -233,7 +233,7 @@ def test_rank_list_errors(samples, tmp_path):
         plots.rank_list_rows(samples[:2], samples[:2], RANKED, RANKED)
     bad = Sample(tmp_path / "bad.jpg", 1, 1)
     bad.path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"bad\.jpg cannot be read"):
+    with pytest.raises(OSError, match=r"cannot read image .*bad\.jpg: the file is empty"):
         plots.rank_list([bad], samples, [[0]], [[1.0]])
 
 

@@ -14,15 +14,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from reidlib.data.datasets import PUBLISHED
-from reidlib.data.images import why_unreadable
 from reidlib.data.samples import ReIDDataset, Sample
+from reidlib.decoding import decode_image
 
 STOP, LOOK, FINE = "stop", "look", "fine"  # would fail or mislead; worth knowing; nothing found
 NEAR = 0.98
@@ -66,15 +65,12 @@ def examine(dataset: ReIDDataset, *, progress: bool = False) -> Pictures:
     def look(sample: Sample) -> tuple[str, tuple[int, int], np.ndarray | None, str]:
         digest = ""
         try:
-            content = sample.path.read_bytes()
-            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-            with Image.open(BytesIO(content)) as image:
-                size = image.size[::-1]
-                image.draft("RGB", (64, 128))
-                thumb = np.asarray(image.convert("RGB").resize(_THUMB, Image.Resampling.BOX), np.float32)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return digest, (0, 0), None, why_unreadable(sample.path, error)
-        return digest, size, thumb, ""
+            content = sample.path.read_bytes() if sample.path.is_file() else None
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest() if content else ""
+            image = decode_image(sample.path, content)
+        except OSError as error:
+            return digest, (0, 0), None, str(error).removeprefix(f"cannot read image {sample.path}: ")
+        return digest, image.size[::-1], np.asarray(image.resize(_THUMB, Image.Resampling.BOX), np.float32), ""
 
     with ThreadPoolExecutor(4) as pool:
         rows = pool.map(look, samples)

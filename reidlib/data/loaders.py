@@ -1,13 +1,15 @@
 """From files to batches: uint8 images (B, 3, H, W), resized and not normalised (the model does that itself).
 
-Pictures are decoded several at a time. A set that fits into `cache_gib` is decoded once and kept: on small sets
-decoding would otherwise take as long as the network. A set that was packed is read from its pack.
+Images are decoded several at a time. Samples that fit into memory (see `memory`) are decoded once and kept: on small
+datasets decoding would otherwise take as long as the network. A packed dataset is read from its pack.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -15,20 +17,20 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 
 from reidlib.data.folders import ClassDataset
 from reidlib.data.images import read_image, unreadable_images
+from reidlib.data.memory import CACHE_GIB, cache_room
 from reidlib.data.packing import find_pack
 from reidlib.data.samplers import PKSampler, ShuffledSampler
 from reidlib.data.samples import ReIDDataset, Sample
 
-CACHE_GIB = 2.0
-ENLARGED = 1.4  # times the size that a model sees: what random crops of training pictures are cut from
-CENTRE = 0.875  # share of a validation picture's sides that is shown: 224 of 256 pixels
+ENLARGED = 1.4  # times the input size of the model: what random crops of training images are cut from
+CENTRE = 0.875  # share of a validation image's sides that is shown: 224 of 256 pixels
 
 
 class Batch(NamedTuple):
     """images (B, 3, H, W) uint8; the rest (B,) int64.
 
-    `camids` are the data set's own, for ranking; `cameras` what a model that embeds the camera is told, -1 for one that
-    it was not trained on. `indices` count in the samples' order.
+    `camids` are the dataset's own, for ranking. `cameras` are camera labels for a model that embeds the camera, -1 for
+    a camera that it was not trained on. `indices` are positions in the samples.
     """
 
     images: Tensor
@@ -38,10 +40,20 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-class ImageSet(Dataset[Batch]):
-    """Samples as batches: `images[[3, 1, 2]]` is a Batch. `labels` and `cameras` say what stands for pid and camid.
+_in_memory: "WeakSet[ImageSet]" = WeakSet()  # those of this process that hold their images in memory
 
-    `centre`: see `read_image`; packs hold whole pictures only.
+
+class ImageSet(Dataset[Batch]):
+    """Samples as batches: `images[[3, 1, 2]]` is a Batch.
+
+    Args:
+        samples: what to read.
+        size: (height, width) in pixels.
+        labels: pid → class index; without it Batch.pids are the pids.
+        cameras: camid → camera label.
+        interpolation, centre, exif: see `read_image`. Packs hold whole images, rotated as EXIF says.
+        cache_gib: GiB that `preload` may keep, in all ImageSets of all processes of this computer.
+        world: number of processes.
     """
 
     def __init__(
@@ -51,46 +63,67 @@ class ImageSet(Dataset[Batch]):
         *,
         labels: dict[int, int] | None = None,
         cameras: dict[int, int] | None = None,
+        interpolation: str = "bilinear",
         centre: float = 0.0,
+        exif: bool = True,
         cache_gib: float = CACHE_GIB,
+        world: int = 1,
     ) -> None:
-        self.samples, self.size, self.centre = samples, tuple(size), centre
+        self.samples, self.size, self.cache_gib, self.world = samples, tuple(size), cache_gib, world
+        self.reading = {"interpolation": interpolation, "centre": centre, "exif": exif}
         self.pids = torch.tensor([s.pid if labels is None else labels[s.pid] for s in samples], dtype=torch.int64)
         self.camids = torch.tensor([s.camid for s in samples], dtype=torch.int64)
         self.cameras = torch.tensor([(cameras or {}).get(s.camid, -1) for s in samples], dtype=torch.int64)
-        self.fits = len(samples) * 3 * size[0] * size[1] <= cache_gib * 2**30
-        self._cache: Tensor | None = None
-        self.pack = None if centre else find_pack(samples, self.size)
+        self.nbytes = len(samples) * 3 * size[0] * size[1]
+        self.pack = None if centre or not exif else find_pack(samples, self.size, interpolation)
+        self._images: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def in_memory(self) -> bool:
+        return self._images is not None
+
     def preload(self) -> "ImageSet":
-        """Read everything now if it fits. Raises OSError that counts and names the pictures that cannot be read."""
-        if not self.fits or self._cache is not None:
+        """Read all images into memory, if there is room for them; otherwise say so.
+
+        Raises:
+            OSError: with the number and the names of images that cannot be read.
+        """
+        room = cache_room(self.cache_gib, sum(images.nbytes for images in _in_memory), self.world)
+        if self.in_memory or self.nbytes > room:
+            if not (self.in_memory or self.pack) and self.cache_gib:
+                warnings.warn(
+                    f"{len(self)} images of {self.size[0]} × {self.size[1]} are decoded anew each time: they take "
+                    f"{self.nbytes / 2**30:.1f} GiB in each of {self.world} processes, and there is room for "
+                    f"{max(room, 0) / 2**30:.1f}; raise `workers`, or pack the dataset (dataset notebook)",
+                    stacklevel=2,
+                )
             return self
         if self.pack:
-            self._cache = self.pack.read(range(len(self)))
-            return self
-        cache = torch.empty(len(self), 3, *self.size, dtype=torch.uint8)
-        bad: list[str] = []
+            self._images = self.pack.read(range(len(self)))
+        else:
+            images = torch.empty(len(self), 3, *self.size, dtype=torch.uint8)
+            bad: list[str] = []
 
-        def read(i: int) -> None:
-            try:
-                cache[i] = self._read(i)
-            except OSError as error:
-                bad.append(str(error))
+            def read(i: int) -> None:
+                try:
+                    images[i] = self._read(i)
+                except OSError as error:
+                    bad.append(str(error))
 
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(read, range(len(self))))
-        _raise_for_bad(sorted(bad), self)
-        self._cache = cache
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(read, range(len(self))))
+            _raise_for_bad(sorted(bad), len(self))
+            self._images = images
+        _in_memory.add(self)
         return self
 
     def __getitem__(self, indices: list[int]) -> Batch:
         at = torch.as_tensor(indices, dtype=torch.int64)
-        if self._cache is not None:
-            images = self._cache[at]
+        if self._images is not None:
+            images = self._images[at]
         elif self.pack:
             images = self.pack.read(indices)
         else:
@@ -98,43 +131,42 @@ class ImageSet(Dataset[Batch]):
         return Batch(images, self.pids[at], self.camids[at], self.cameras[at], at)
 
     def _read(self, i: int) -> Tensor:
-        return read_image(self.samples[i].path, self.size, centre=self.centre)
+        return read_image(self.samples[i].path, self.size, **self.reading)
 
 
-def _raise_for_bad(bad: list[str], images: ImageSet) -> None:
-    if not bad:
-        return
+def _raise_for_bad(bad: list[str], count: int) -> None:
     if len(bad) == 1:
-        raise OSError(f"{bad[0]} (1 of {len(images)} images)")
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    raise OSError(f"{len(bad)} of {len(images)} images cannot be read: {'; '.join(bad[:3])}{more}")
+        raise OSError(f"{bad[0]} (1 of {count} images)")
+    if bad:
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise OSError(f"{len(bad)} of {count} images cannot be read: {'; '.join(bad[:3])}{more}")
 
 
 @contextmanager
 def loader_errors() -> Iterator[None]:
-    """What happens in a loader process, said in one sentence: torch quotes that process at length, or names its id.
+    """Turn an error of a loader process into one sentence, where torch quotes its traceback or only names its id.
 
-    Around all of the block that iterates: torch tells of a killed process whatever the block is doing then.
+    Around the whole block that iterates: torch reports a killed process whatever the block is doing then.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        said = str(error)
-        if "in DataLoader worker process" in said:
-            raise type(error)(said.strip().splitlines()[-1].partition(": ")[2]) from error
-        if "DataLoader worker" in said:
+        message = str(error)
+        if "in DataLoader worker process" in message:
+            raise type(error)(message.strip().splitlines()[-1].partition(": ")[2]) from error
+        if "DataLoader worker" in message:
             raise RuntimeError("a loader process was killed (is the memory full?): lower `workers`") from error
         raise
 
 
 def _loader(images: ImageSet, batches: Sampler[list[int]], workers: int) -> DataLoader[Batch]:
     # `sampler` with batch_size=None: a whole list of indices goes to ImageSet at once, and comes back as a Batch.
-    # A set that is in memory needs no workers: they would only copy it.
+    # Images in memory need no workers: they would only be copied.
     return DataLoader(
         images,
         sampler=batches,
         batch_size=None,
-        num_workers=0 if images.fits else workers,
+        num_workers=0 if images.in_memory else workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
     )
@@ -147,26 +179,47 @@ def train_loader(
     people: int,
     images: int,
     pk: bool = True,
+    interpolation: str = "bilinear",
     seed: int = 0,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
     cache_gib: float = CACHE_GIB,
 ) -> DataLoader[Batch]:
-    """Training batches of `people` × `images`; `pk=False` mixes all images instead. Batch.pids are class labels.
+    """Training batches; their pids are class labels.
 
-    Decodes the set first where it fits into memory. Raises OSError for unreadable pictures, ValueError for a batch that
-    the set cannot fill.
+    Args:
+        dataset: its training samples are read, into memory where they fit.
+        size: (height, width) in pixels.
+        people, images: a batch holds `people` × `images` images.
+        pk: `people` people with `images` images each; False mixes all images.
+        interpolation: see `read_image`.
+        seed: batches are a function of seed and epoch (`loader.sampler.set_epoch`).
+        workers: loader processes, where the images are not in memory.
+        rank, world: this process gets its share of each step of `world` processes.
+        cache_gib: see `ImageSet`.
+
+    Raises:
+        OSError: for images that cannot be read.
+        ValueError: for a batch that the training set cannot fill.
     """
-    samples = ImageSet(dataset.train, size, labels=dataset.labels, cameras=dataset.camera_labels, cache_gib=cache_gib)
-    place = {"seed": seed, "rank": rank, "world": world}
+    samples = ImageSet(
+        dataset.train,
+        size,
+        labels=dataset.labels,
+        cameras=dataset.camera_labels,
+        interpolation=interpolation,
+        cache_gib=cache_gib,
+        world=world,
+    )
+    share = {"seed": seed, "rank": rank, "world": world}
     if pk:
-        sampler = PKSampler(samples.pids.tolist(), people, images, **place)
+        sampler = PKSampler(samples.pids.tolist(), people, images, **share)
     else:
-        sampler = ShuffledSampler(len(samples), people * images, **place)
-    if not samples.fits and not samples.pack:  # better now than in the middle of an epoch
-        _raise_for_bad([f"cannot read image {path}: {why}" for path, why in unreadable_images(dataset.train)], samples)
-    return _loader(samples.preload(), sampler, workers)
+        sampler = ShuffledSampler(len(samples), people * images, **share)
+    if not samples.preload().in_memory and not samples.pack:  # better now than in the middle of an epoch
+        _raise_for_bad(unreadable_images(dataset.train), len(samples))
+    return _loader(samples, sampler, workers)
 
 
 def eval_loader(
@@ -174,18 +227,27 @@ def eval_loader(
     size: tuple[int, int],
     *,
     cameras: dict[int, int] | None = None,
+    interpolation: str = "bilinear",
     batch_size: int = 64,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
     cache_gib: float = CACHE_GIB,
 ) -> DataLoader[Batch]:
-    """All samples once, in their order. `cameras`: the training set's `camera_labels`, where these are its cameras.
+    """All samples once, in their order; of `world` processes each reads a consecutive part.
 
-    With `world` processes, the part of process `rank`: theirs in a row are all.
+    Args:
+        samples: a query or gallery.
+        size: (height, width) in pixels.
+        cameras: `camera_labels` of the dataset that the model was trained on, if these are its cameras.
+        interpolation: see `read_image`.
+        batch_size: images a batch.
+        workers, rank, world, cache_gib: see `train_loader`.
     """
     samples = samples[len(samples) * rank // world : len(samples) * (rank + 1) // world]
-    images = ImageSet(samples, size, cameras=cameras, cache_gib=cache_gib).preload()
+    images = ImageSet(
+        samples, size, cameras=cameras, interpolation=interpolation, cache_gib=cache_gib, world=world
+    ).preload()
     return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)
 
 
@@ -194,20 +256,34 @@ def class_loaders(
     size: tuple[int, int],
     *,
     batch: int,
+    interpolation: str = "bilinear",
+    exif: bool = True,
     seed: int = 0,
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
     cache_gib: float = CACHE_GIB,
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
-    """Training batches, shuffled and `ENLARGED`, for random crops, and validation's centres at `size`, in their order.
+    """Batches of a dataset of classes: shuffled for training, and validation's in its order. Images keep their shape.
 
-    Both keep the shape of what they show. A set that does not fit into memory is read as it is needed, `workers` ahead.
-    With `world` processes, each has its part of both. Raises ValueError where the training set cannot fill a batch.
+    Args:
+        dataset: its training images are read `ENLARGED` times as large, for random crops; of validation images the
+            centre is shown.
+        size: (height, width) in pixels.
+        batch: images a batch.
+        interpolation, exif: see `read_image`.
+        seed, workers, rank, world, cache_gib: see `train_loader`.
+
+    Returns:
+        The training loader and the validation loader.
+
+    Raises:
+        OSError: for images that cannot be read.
+        ValueError: where the training set cannot fill a batch.
     """
-    larger = tuple(round(side * ENLARGED) for side in size)
-    train = ImageSet(dataset.train, larger, centre=1.0, cache_gib=cache_gib)
-    val = ImageSet(dataset.val[rank::world], size, centre=CENTRE, cache_gib=cache_gib)
+    reading = {"interpolation": interpolation, "exif": exif, "cache_gib": cache_gib, "world": world}
+    train = ImageSet(dataset.train, tuple(round(side * ENLARGED) for side in size), centre=1.0, **reading)
+    val = ImageSet(dataset.val[rank::world], size, centre=CENTRE, **reading)
     shuffled = ShuffledSampler(len(train), batch, seed=seed, rank=rank, world=world)
     in_order = BatchSampler(SequentialSampler(val), batch, drop_last=False)
     return _loader(train.preload(), shuffled, workers), _loader(val.preload(), in_order, workers)

@@ -22,6 +22,12 @@ class Sample(NamedTuple):
     camid: int
 
 
+def file_state(path: str | Path) -> tuple[int, int, int]:
+    """Size in bytes, modification time in nanoseconds, and inode: together they change with every replaced file."""
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
 @dataclass(frozen=True)
 class ReIDDataset:
     """A data set with its three splits, each a tuple of samples in the order of their file names or of their list.

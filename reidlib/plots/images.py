@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from reidlib.decoding import decode_image
 from reidlib.plots.style import GREY, PALE, VERDICTS, Figure, array, styled
 
 _HEIGHT, _WIDTH, _GAP, _LINE = 1.24, 0.62, 0.13, 0.135  # of a picture, between pictures, of a line of text: inches
@@ -23,15 +24,10 @@ _NOTE = "✓ solid: the same person; ✗ dashed: another; ⊘ dotted: not counte
 
 
 def thumbnail(path: str | Path, size: tuple[int, int] = (256, 128)) -> np.ndarray:
-    """RGB uint8, shrunk to fit (height, width) with its proportions kept. Raises ValueError naming a bad file."""
-    try:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (size[1], size[0]))
-            picture = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    picture.thumbnail((size[1], size[0]))
-    return np.asarray(picture)
+    """RGB uint8, shrunk to fit (height, width) with its proportions kept. Raises OSError naming a bad file."""
+    image = decode_image(path)
+    image.thumbnail((size[1], size[0]))
+    return np.asarray(image)
 
 
 @dataclass(frozen=True)

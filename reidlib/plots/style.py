@@ -79,7 +79,7 @@ def preview(figure: matplotlib.figure.Figure, limit: int = 300_000) -> bytes:
         png = BytesIO()
         figure.savefig(png, format="png", dpi=dpi)
         if png.tell() > limit:
-            full, png = Image.open(png).convert("RGB"), BytesIO()
+            full, png = Image.open(png, formats=["PNG"]).convert("RGB"), BytesIO()
             palette = full.quantize(256, method=Image.Quantize.FASTOCTREE)  # keeps rare colours
             full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(png, "PNG", optimize=True)
         if png.tell() <= limit:
