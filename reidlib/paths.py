@@ -6,6 +6,7 @@ Nothing here depends on where a notebook happens to be started.
 """
 
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -89,3 +90,8 @@ def run_folder(run: str | Path) -> Path:
         return path
     parts = path.parts[1:] if path.parts[:1] == ("runs",) else path.parts
     return runs_root().joinpath(*parts)
+
+
+def slug(text: str) -> str:
+    """A name as one part of a folder's name: what could not stand there becomes a dash."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "data"

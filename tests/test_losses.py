@@ -10,7 +10,7 @@ from torch import nn
 import reidlib
 from reidlib.models.heads import CosineLinear, Outputs
 from reidlib.seeds import torch_generator_for
-from reidlib.training import Recipe
+from reidlib.training import RECIPES, Recipe
 from reidlib.training.losses import (
     Criterion,
     center,
@@ -237,7 +237,7 @@ def test_the_penalty_makes_filters_less_alike() -> None:
 
 
 def test_abd_gives_its_maps_and_its_first_convolution_to_the_penalties() -> None:
-    recipe = Recipe.of("abd", {"height": 0, "width": 0})
+    recipe = replace(RECIPES["abd"], height=0, width=0)
     abd = model("resnet50_abd")
     criterion = Criterion(recipe, abd)
     assert criterion.convolutions[0] == [abd.network.backbone.shallow[0]]

@@ -19,8 +19,9 @@ from reidlib.data.images import read_image
 from reidlib.data.loaders import class_loaders
 from reidlib.data.transforms import random_resized_crop
 from reidlib.seeds import seeded, torch_generator_for
-from reidlib.training import Recipe, Setup, class_recipe
-from reidlib.training.tasks import PRETRAIN, classify, pretrain, rank_of
+from reidlib.training import CLASS_RECIPES, Recipe, Setup
+from reidlib.training.job import PRETRAIN
+from reidlib.training.tasks import classify, pretrain, rank_of
 from reidlib.workbook.runs import Run
 
 # The folder
@@ -274,8 +275,8 @@ def test_what_cannot_be_pretrained_is_said_before_anything_is_written(people: Cl
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_share_batches_and_validation(people: ClassDataset) -> None:
-    recipe = class_recipe("toy", {"epochs": 1, "people": 8, "height": 64, "width": 32, "warmup": 0})
-    params = asdict(recipe) | {"task": PRETRAIN, "recipe": "toy", "model": "osnet_x0_25", "init": "random"}
+    recipe = replace(CLASS_RECIPES["toy"], epochs=1, people=8, height=64, width=32, warmup=0)
+    params = asdict(recipe) | {"task": PRETRAIN, "recipe": "toy", "model": "osnet_x0_25", "init": ""}
     params |= {"dataset": "synthetic-tiny", "input_size": [64, 32], "num_processes": 2, "cpu": True}
     model = reidlib.create_model("osnet_x0_25", num_classes=12, input_size=(64, 32))
     run = Run.create("two", params)

@@ -41,7 +41,8 @@ def test_fit_leaves_a_whole_run_folder(tiny) -> None:
     weights = load_file(run.path / "model.safetensors")
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
     assert {p.name for p in run.path.iterdir()} == {
-        "params.json", "environment.json", "metrics.jsonl", "last.pt", "model.safetensors", "model.json", ".lock", "run.json",
+        "params.json", "environment.json", "metrics.jsonl", "last.pt", "model.safetensors", "model.json", ".lock",
+        "run.json",
     }  # fmt: skip
     environment = run.read_json("environment.json")
     assert environment["seed"] == 0

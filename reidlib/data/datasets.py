@@ -13,7 +13,7 @@ from reidlib.paths import data_names, data_path
 __all__ = ["PUBLISHED", "ReIDDataset", "Sample", "list_datasets", "load_dataset", "merge", "read_market1501"]
 
 # A name's first word is its line in data_paths.yaml; what follows a dash chooses among its protocols.
-_READERS: dict[str, Callable[[str, Path, str], ReIDDataset]] = {
+READERS: dict[str, Callable[[str, Path, str], ReIDDataset]] = {
     "market1501": read_market1501,
     "market1501-500k": partial(read_market1501, distractors=True),
     "dukemtmcreid": read_dukemtmcreid,
@@ -21,8 +21,8 @@ _READERS: dict[str, Callable[[str, Path, str], ReIDDataset]] = {
     "msmt17-noval": partial(read_msmt17, val=False),
 }
 for _boxes in ("detected", "labelled"):
-    _READERS[f"cuhk03-{_boxes}"] = partial(read_cuhk03, boxes=_boxes)
-    _READERS |= {f"cuhk03-{_boxes}-split{n}": partial(read_cuhk03, boxes=_boxes, split=n) for n in range(1, 21)}
+    READERS[f"cuhk03-{_boxes}"] = partial(read_cuhk03, boxes=_boxes)
+    READERS |= {f"cuhk03-{_boxes}-split{n}": partial(read_cuhk03, boxes=_boxes, split=n) for n in range(1, 21)}
 
 # (images, people, cameras) of train, query and gallery as published; None where the publication does not say.
 PUBLISHED: dict[str, tuple[tuple[int | None, int, int], ...]] = {
@@ -34,7 +34,7 @@ PUBLISHED: dict[str, tuple[tuple[int | None, int, int], ...]] = {
     "cuhk03-detected": ((7365, 767, 2), (1400, 700, 2), (5332, 700, 2)),
     "cuhk03-labelled": ((7368, 767, 2), (1400, 700, 2), (5328, 700, 2)),
 }
-PUBLISHED |= {name: ((None, 1367, 2), (None, 100, 2), (None, 100, 2)) for name in _READERS if "-split" in name}
+PUBLISHED |= {name: ((None, 1367, 2), (None, 100, 2), (None, 100, 2)) for name in READERS if "-split" in name}
 
 
 def _tables() -> list[str]:
@@ -45,7 +45,7 @@ def _tables() -> list[str]:
 def list_datasets() -> list[str]:
     """Every name that `load_dataset` knows here. Synthetic ones take a size: `synthetic-tiny`."""
     drawn = (f"{setting}-{size}" for setting in writer.SETTINGS for size in writer.SIZES)
-    return sorted([*_READERS, *drawn, *_tables()])
+    return sorted([*READERS, *drawn, *_tables()])
 
 
 def load_dataset(
@@ -73,8 +73,8 @@ def _load(name: str, image_size: tuple[int, int]) -> ReIDDataset:
         folder, where = data_path(line)
         root = writer.write_synthetic(folder, line, size, image_size=image_size)
         return read_market1501(f"{line}-{size}", root, where)
-    if name in _READERS:
-        return _READERS[name](name, *data_path(line))
+    if name in READERS:
+        return READERS[name](name, *data_path(line))
     if name in _tables():
         return read_table(name, *data_path(name))
     raise unknown_name("data set", name, list_datasets())

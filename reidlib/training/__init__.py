@@ -5,8 +5,9 @@ from reidlib.lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "job": ("Job",),
         "tasks": ("fit", "pretrain"),
         "loop": ("Setup",),
-        "recipes": ("CLASS_RECIPES", "RECIPES", "Recipe", "class_recipe"),
+        "recipes": ("CLASS_RECIPES", "RECIPES", "Recipe"),
     },
 )

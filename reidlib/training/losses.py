@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reidlib.errors import unknown_name
 from reidlib.seeds import torch_generator_for
 from reidlib.training.recipes import Recipe
 
@@ -123,6 +124,49 @@ def feature_spread(maps: Sequence[Tensor]) -> Tensor:
     return sum(32 * eigenvalue_spread(x.flatten(2)).mean() for x in maps)
 
 
+def _of_library(name: str, **settings: Any) -> Callable[[Any, Tensor], Tensor]:
+    """A loss of pytorch-metric-learning, averaged over the embeddings of all branches."""
+
+    def loss(outputs: Any, labels: Tensor) -> Tensor:
+        from pytorch_metric_learning import losses
+
+        one = getattr(losses, name)(**settings)
+        return torch.stack([one(x.float(), labels) for x in outputs.embeddings]).mean()
+
+    return loss
+
+
+# Further losses, by the name that `losses` of a recipe takes. `loss(outputs, labels)` gives a tensor of shape () from
+# `outputs.logits` and `outputs.embeddings` (a list each, one tensor per branch) and labels (B,). A class is built with
+# the model first, and the parameters of such a module are trained.
+LOSSES: dict[str, Callable[..., Any]] = {
+    "multi_similarity": _of_library("MultiSimilarityLoss"),  # Wang et al., CVPR 2019
+    "supervised_contrastive": _of_library("SupConLoss"),  # Khosla et al., NeurIPS 2020
+    "ntxent": _of_library("NTXentLoss"),  # Chen et al., ICML 2020
+}
+
+
+def named_losses(entries: Sequence[str]) -> dict[str, float]:
+    """Read entries of a recipe's `losses`: "name" or "name=weight", the weight 1 unless given.
+
+    Raises:
+        ValueError: A name is unknown or given twice, or a weight is not above 0.
+    """
+    weights: dict[str, float] = {}
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        if name not in LOSSES:
+            raise unknown_name("loss", name, LOSSES)
+        try:
+            weight = float(text or 1)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < math.inf or name in weights:
+            raise ValueError(f"losses: {entry!r} must be name=weight, with a weight above 0, each name once")
+        weights[name] = weight
+    return weights
+
+
 class Criterion(nn.Module):
     """What a recipe minimises: `criterion(outputs, labels)` is the loss (), and its parts by name, detached.
 
@@ -147,6 +191,12 @@ class Criterion(nn.Module):
             generator = torch_generator_for(recipe.seed, "centers")
             for x in outputs.embeddings:
                 self.centers.append(nn.Parameter(torch.randn(model.num_classes, x.shape[1], generator=generator)))
+        self.further = {name: (weight, LOSSES[name]) for name, weight in named_losses(recipe.losses).items()}
+        self.learned = nn.ModuleDict()  # further losses with parameters or other state
+        for name, (weight, loss) in self.further.items():
+            if isinstance(loss, type):
+                self.learned[name] = loss(model)
+                self.further[name] = weight, self.learned[name]
         self.pairs = None
         if recipe.circle_weight:
             from pytorch_metric_learning.losses import CircleLoss
@@ -195,6 +245,8 @@ class Criterion(nn.Module):
             yield "circle", r.circle_weight, self._mean([self.pairs(x.float(), labels) for x in xs])
         if r.orthogonal_weights:
             yield "orthogonal_weights", r.orthogonal_weights, weight_spread(self.convolutions[0])
+        for name, (weight, loss) in self.further.items():
+            yield name, weight, _checked(name, loss(outputs, labels))
         if r.orthogonal_features and self.epoch > r.orthogonal_features_after:
             yield "orthogonal_features", r.orthogonal_features, feature_spread(outputs.maps)
 
@@ -220,6 +272,13 @@ class Criterion(nn.Module):
                     centers.grad /= torch.distributed.get_world_size()
                 centers -= self.recipe.center_lr / self.recipe.center_weight * centers.grad
                 centers.grad = None
+
+
+def _checked(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the loss {name} gave {what}: it must give one number, a float tensor of shape ()")
+    return value.float().reshape(())
 
 
 def outline(model: nn.Module) -> Any:

@@ -8,103 +8,84 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from reidlib.errors import unknown_name
-
-_KNOWN = {
-    "optimizer": ("adam", "adamw", "amsgrad", "sgd"),
-    "schedule": ("cosine", "steps"),
-    "open_layers": ("heads", "classifiers"),
-    "softmax": ("plain", "circle", "arcface", "cosface"),
-    "mining": ("hard", "weighted"),
-    "metric": ("cosine", "euclidean"),
-}
+from reidlib.training.settings import check_limits, setting
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of one run; the defaults train a small network from random weights.
+    """Settings of one training; the defaults train a small network from random weights.
 
-    Lengths are in epochs; a batch holds `people` × `images` pictures on each process. Raises ValueError on building for
-    a value that makes no sense or contradicts another, naming it.
+    Lengths are in epochs; a batch holds `people` × `images` images in each process. The default of a new field must
+    change nothing: a checkpoint that was made before the field existed resumes with it.
+
+    Raises:
+        ValueError: On building, for a value that makes no sense or contradicts another, naming it.
     """
 
-    height: int = 0  # pixels that pictures are resized to; 0: as the model was published
-    width: int = 0
-    epochs: int = 8
-    people: int = 8  # P: different people in a batch
-    images: int = 4  # K: pictures of each
-    pk: bool = True  # False: batches of people × images pictures drawn from all, no triplets
-    optimizer: str = "adam"
-    lr: float = 3e-3
-    backbone_lr: float = 1.0  # times `lr`, for all but the heads
-    bias_lr: float = 1.0  # times `lr`, for biases
-    weight_decay: float = 5e-4
-    bias_decay: float = 1.0  # times `weight_decay`, for biases
-    schedule: str = "cosine"
-    delay: float = 0.0  # epochs before the cosine begins to fall
-    final: float = 0.0  # share of the rate that the cosine ends with
-    milestones: tuple[int, ...] = ()  # epochs after which "steps" multiplies the rate by `gamma`
-    gamma: float = 0.1
-    warmup: float = 0.5  # epochs in which the rate rises linearly from `warmup_from`
-    warmup_from: float = 0.1  # share of the rate
-    freeze: int = 0  # first epochs in which only `open_layers` are trained
-    open_layers: str = "heads"  # norms elsewhere go on adapting; "classifiers": nothing else moves
-    cross_entropy_weight: float = 1.0  # weights of the losses, 0 for none
-    smoothing: float = 0.1
-    focal: float = 0.0  # exponent: each picture's cross entropy times (1 - probability of the right person) to this
-    softmax: str = "plain"  # the margin that the right person's cosine must win by, where the classifier gives cosines
-    softmax_margin: float = 0.35
-    softmax_scale: float = 64.0
-    triplet_weight: float = 0.0  # from random weights batch-hard triplets may pull all features into one point
-    mining: str = "hard"  # or "weighted": all pairs, the harder the heavier
-    margin: float = 0.3  # of the triplet loss; 0: the soft margin, log(1 + exp(·))
-    center_weight: float = 0.0
-    center_lr: float = 0.5  # rate of the centers themselves
-    circle_weight: float = 0.0  # circle loss of pairs
-    circle_margin: float = 0.25
-    circle_scale: float = 128.0
-    orthogonal_weights: float = 0.0  # penalty on the trunk's convolutions that are alike (ABD)
-    orthogonal_features: float = 0.0  # and on its attentive maps
-    orthogonal_features_after: int = 0  # epochs
-    first_branch: float = 0.0  # share of a model's first branch in each loss; 0: every branch alike
-    augment: tuple[str, ...] = ("random_flip", "pad_crop")
-    accumulate: int = 1  # batches that make one step of the optimizer
-    clip: float = 0.0  # longest gradient, all parameters together; 0: any
-    ema: float = 0.0  # decay a step of the averaged weights that are evaluated and kept; 0: the weights themselves
-    patience: int = 0  # evaluations in a row without a better mAP after which training ends; 0: never
-    eval_every: int = 4
-    metric: str = "cosine"
-    seed: int = 0
+    height: int = setting(0, "height that images are resized to, in pixels; 0: as the model was published")
+    width: int = setting(0, "width, in pixels")
+    epochs: int = setting(8, "passes over the training set", least=1)
+    people: int = setting(8, "P: different people in a batch", least=1)
+    images: int = setting(4, "K: images of each person", least=1)
+    pk: bool = setting(True, "false: batches of people × images drawn from all images; no triplets then")
+    optimizer: str = setting("adam", "optimizer", choices=("adam", "adamw", "amsgrad", "sgd"))
+    lr: float = setting(3e-3, "highest learning rate", above=0)
+    backbone_lr: float = setting(1.0, "learning rate of all but the heads, times lr")
+    bias_lr: float = setting(1.0, "learning rate of biases, times lr")
+    weight_decay: float = setting(5e-4, "L2 penalty")
+    bias_decay: float = setting(1.0, "L2 penalty of biases, times weight_decay")
+    schedule: str = setting("cosine", "learning rate schedule", choices=("cosine", "steps"))
+    delay: float = setting(0.0, "epochs before the cosine begins to fall")
+    final: float = setting(0.0, "last learning rate divided by the highest, of the cosine", most=1)
+    milestones: tuple[int, ...] = setting((), "epochs after which steps multiplies the rate by gamma")
+    gamma: float = setting(0.1, "factor of the learning rate at each milestone")
+    warmup: float = setting(0.5, "epochs in which the learning rate rises linearly")
+    warmup_from: float = setting(0.1, "first learning rate of the warm-up divided by lr", most=1)
+    freeze: int = setting(0, "first epochs in which only open_layers are trained")
+    # norms elsewhere go on adapting under "heads"; under "classifiers" nothing else moves
+    open_layers: str = setting("heads", "what is trained in frozen epochs", choices=("heads", "classifiers"))
+    cross_entropy_weight: float = setting(1.0, "weight of the cross entropy; 0 for none, here and below")
+    smoothing: float = setting(0.1, "label smoothing of the cross entropy", below=1)
+    focal: float = setting(0.0, "exponent of the focal loss; 0: plain cross entropy")
+    softmax: str = setting(
+        "plain", "margin on a classifier's cosines", choices=("plain", "circle", "arcface", "cosface")
+    )
+    softmax_margin: float = setting(0.35, "that margin")
+    softmax_scale: float = setting(64.0, "scale of these cosines", above=0)
+    triplet_weight: float = setting(0.0, "weight of the triplet loss; from random weights it may stall")
+    mining: str = setting("hard", "triplets: the hardest, or all pairs weighted", choices=("hard", "weighted"))
+    margin: float = setting(0.3, "margin of the triplet loss; 0: the soft margin, log(1 + exp(x))")
+    center_weight: float = setting(0.0, "weight of the center loss")
+    center_lr: float = setting(0.5, "learning rate of the centers", above=0)
+    circle_weight: float = setting(0.0, "weight of the circle loss of pairs")
+    circle_margin: float = setting(0.25, "margin of the circle loss")
+    circle_scale: float = setting(128.0, "scale of the circle loss", above=0)
+    orthogonal_weights: float = setting(0.0, "weight of the penalty on similar convolution filters (ABD)")
+    orthogonal_features: float = setting(0.0, "weight of the penalty on similar attention maps (ABD)")
+    orthogonal_features_after: int = setting(0, "epochs without that penalty")
+    losses: tuple[str, ...] = setting((), "further losses of reidlib.training.losses.LOSSES, as name=weight")
+    first_branch: float = setting(0.0, "share of a model's first branch in each loss; 0: all branches alike", most=1)
+    augment: tuple[str, ...] = setting(("random_flip", "pad_crop"), "augmentations in order, name or name=probability")
+    accumulate: int = setting(1, "batches per step of the optimizer", least=1)
+    clip: float = setting(0.0, "largest norm of the gradient of all weights together; 0: not clipped")
+    ema: float = setting(0.0, "decay per step of averaged weights, which are then evaluated and kept; 0: none", below=1)
+    patience: int = setting(
+        0, "evaluations in a row without a better score after which training ends; 0: never", may_change=True
+    )
+    eval_every: int = setting(4, "epochs between evaluations; the best weights are kept", least=1, may_change=True)
+    metric: str = setting("cosine", "distance to rank by", choices=("cosine", "euclidean"))
+    seed: int = setting(0, "seed of initial weights, batches, augmentation and dropout")
 
     def __post_init__(self) -> None:
-        for field in ("milestones", "augment"):  # lists come from notebooks and JSON
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        for kind, known in _KNOWN.items():
-            if getattr(self, kind) not in known:
-                raise unknown_name(kind, getattr(self, kind), known)
-        for field in ("epochs", "people", "images", "accumulate", "eval_every"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        for field in ("lr", "softmax_scale", "circle_scale", "center_lr"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(f"{field} must be above 0, got {getattr(self, field)}")
-        for field in ("smoothing", "ema"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} must lie in [0, 1), got {getattr(self, field)}")
-        for field in ("final", "warmup_from", "first_branch"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"{field} is a share from 0 to 1, got {getattr(self, field)}")
-        for field, value in vars(self).items():
-            if isinstance(value, int | float) and field != "seed" and not 0 <= value < math.inf:
-                raise ValueError(f"{field} must not be negative, got {value}")
+        check_limits(self)
         if bool(self.height) != bool(self.width):
             raise ValueError(f"height and width go together, got {self.height} × {self.width}: give both, or neither")
         self._check_losses()
         self._check_lengths()
 
     def _check_losses(self) -> None:
-        if not (self.cross_entropy_weight or self.triplet_weight or self.circle_weight):
-            raise ValueError("nothing to learn from: cross_entropy_weight, triplet_weight or circle_weight is above 0")
+        if not (self.cross_entropy_weight or self.triplet_weight or self.circle_weight or self.losses):
+            raise ValueError("nothing to learn from: set cross_entropy_weight, triplet_weight, circle_weight or losses")
         if self.freeze and not self.cross_entropy_weight:
             raise ValueError("freeze needs a cross entropy for what stays open: set freeze=0, or its weight above 0")
         for loss in ("triplet", "circle"):
@@ -143,31 +124,24 @@ class Recipe:
         fallen = min(1.0, max(0.0, progress - self.delay) / (self.epochs - self.delay))
         return warm * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fallen)))
 
-    @classmethod
-    def of(cls, name: str, values: Mapping[str, object] | None = None) -> "Recipe":
-        """The recipe `name`, with the settings that stand in `values` under their own names and are not None.
-
-        Other entries are ignored, but `scaled`: the epochs that the recipe is shrunk to first. Raises ValueError.
-        """
-        values = values or {}
-        if name not in RECIPES:
-            raise unknown_name("recipe", name, RECIPES)
-        base = RECIPES[name].scaled(values["scaled"]) if values.get("scaled") else RECIPES[name]
-        return base.having(values)
-
     def having(self, values: Mapping[str, object]) -> "Recipe":
-        """With the settings that stand in `values` under their own names and are not None; the rest is ignored."""
-        return replace(self, **{f.name: values[f.name] for f in fields(self) if values.get(f.name) is not None})
+        """This recipe with the settings of `values` that are not None in place of its own."""
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
 
-    def changed(self, name: str = "") -> list[str]:
-        """The settings that are not as the recipe `name` has them; without one, as `Recipe()` has."""
-        other = RECIPES[name] if name else Recipe()
+    def changed(self, other: "Recipe") -> list[str]:
+        """The names of the settings in which this recipe differs from `other`."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
     def scaled(self, epochs: int, batch: int = 32) -> "Recipe":
-        """The same in small, for small data: all lengths as shares of `epochs`, and at most `batch` pictures a batch,
-        of which the larger of people and images gives way. Pictures are as large as the model says.
+        """Scale epochs, warm-up, milestones and batch size to a run of `epochs` epochs, for small data.
+
+        Args:
+            epochs: Length of the scaled recipe.
+            batch: Most images in a batch; the larger of people and images is halved until they fit. Images are as
+                large as the model was published with.
         """
+        if epochs < 1:
+            raise ValueError(f"scaled must be at least 1 epoch, got {epochs}")
         share = epochs / self.epochs
         people, images = self.people, self.images
         while people * images > batch:
@@ -373,7 +347,7 @@ RECIPES["transreid"] = Recipe(
 )
 
 # Pretraining. A batch is `people` images. "imagenet": Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677,
-# their baseline for ResNet-50, 76.4 top-1 in the original architecture; norms decay here as well, as in `build_optimizer`.
+# their baseline for ResNet-50, 76.4 top-1 in the original architecture; here norms decay too (`build_optimizer`).
 # Its command: `python -m reidlib.batch pretrain -p recipe imagenet -p model resnet50 -p dataset imagenet`.
 CLASS_RECIPES: dict[str, Recipe] = {
     "toy": Recipe(height=128, width=64, epochs=8, people=64, images=1, pk=False, augment=("random_flip",)),
@@ -395,10 +369,3 @@ CLASS_RECIPES: dict[str, Recipe] = {
         eval_every=1,
     ),
 }
-
-
-def class_recipe(name: str, values: Mapping[str, object] | None = None) -> Recipe:
-    """The recipe `name` of `CLASS_RECIPES`, with the settings that stand in `values` and are not None."""
-    if name not in CLASS_RECIPES:
-        raise unknown_name("recipe for pretraining", name, CLASS_RECIPES)
-    return CLASS_RECIPES[name].having(values or {})

@@ -24,7 +24,6 @@ from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import Recipe
 
 _DEFAULT = Setup()
-PRETRAIN = "pretrain"  # the "task" in the params.json of such a run
 
 
 def fit(

@@ -4,84 +4,151 @@
 
 runs them one after the other into one run folder: `notebooks/<name>.ipynb` as executed and `<name>.html` beside it.
 papermill only warns of a misspelt parameter and guesses types from the text; here an unknown name is refused with the
-nearest one, and a value has the type that the notebook declares. A failure names notebook, cell and error.
+nearest one, and a value has the type that is declared. Parameters that the notebook itself does not declare, and that a
+training knows, go into its `settings`. All of it is checked before a kernel starts. A failure names notebook, section
+and error.
 """
 
 import argparse
+import ast
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, NamedTuple
 
 from reidlib.errors import unknown_name
 from reidlib.files import whole_file
-from reidlib.paths import REPOSITORY
+from reidlib.paths import REPOSITORY, data_paths_file, runs_root, slug
+from reidlib.training.settings import read_text, type_name
 from reidlib.workbook.runs import Run
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+_TASKS = ("train", "pretrain")  # notebooks whose `settings` takes every parameter of a training
+_PATHS = {"run", "init", "weights", "plugins", "dataset", "datasets", "sources", "tested_on", "results"}
 
 
 class NotebookFailed(RuntimeError):
-    """A cell raised, or the kernel died. The message says which notebook, which cell, and what it said."""
+    """A cell raised, or the kernel died. The message says which notebook, which section, and what it said."""
+
+
+class Parameter(NamedTuple):
+    """One parameter: its type, default and help; `in_settings` if the notebook takes it through `settings`."""
+
+    kind: Any
+    default: Any
+    help: str
+    in_settings: bool = False
+
+    @property
+    def optional(self) -> bool:
+        """Whether "None" is None."""
+        return self.default is None
 
 
 def list_notebooks() -> list[str]:
+    """The names of the notebooks, sorted."""
     return sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
 
 
-def parameters(name: str) -> dict[str, dict[str, Any]]:
-    """The parameters of notebook `name`: for each its declared type, default and help, as text."""
-    from papermill import inspect_notebook
+def parameters(name: str) -> dict[str, Parameter]:
+    """The parameters of a notebook by name, those that it takes through `settings` last.
 
+    Raises:
+        ValueError: There is no notebook of that name.
+    """
     if name not in list_notebooks():
         raise unknown_name("notebook", name, list_notebooks())
-    return inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+    book = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    cells = (cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    source = "".join(next(cells, {"source": ""})["source"])
+    lines, declared = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign):
+            outer, _, inner = ast.unparse(node.annotation).rstrip("]").partition("[")
+            kind = _TYPES[outer][_TYPES[inner]] if inner else _TYPES[outer]
+            words = lines[node.end_lineno - 1][node.end_col_offset :].strip().removeprefix("#").strip()
+            declared[node.target.id] = Parameter(kind, ast.literal_eval(node.value), words)
+    if name in _TASKS and "settings" in declared:
+        from reidlib.training.job import SETTINGS, describe_settings
+
+        for setting, (_, default, words) in describe_settings(declared).items():
+            declared[setting] = Parameter(SETTINGS[setting].type, default, words, in_settings=True)
+    return declared
 
 
-def read_value(name: str, text: str, kind: str, *, optional: bool = False) -> Any:
-    """`text` from a command line as the type that the notebook declares. Raises ValueError where it is not one.
+def sort_parameters(names: Sequence[str], given: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What each notebook of `names` gets of the `given` texts.
 
-    `optional`: where the notebook's own value is None, "None" is None.
+    Raises:
+        ValueError: None of them knows a parameter, or a text is no value of its type.
     """
-    if optional and text == "None":
-        return None
-    kind = kind.partition("[")[0]
-    value = text if kind == "str" else yaml.safe_load(text)
-    if kind == "float" and not isinstance(value, bool):
-        with suppress(ValueError):
-            value = float(text)  # YAML 1.1 takes 1e-3 for text
-    if kind == "list" and isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    wanted = _TYPES.get(kind)
-    if wanted and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
-        raise ValueError(f"parameter {name!r} is {kind}, got {text!r}")
-    return value
-
-
-def sort_parameters(names: Sequence[str], given: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """What each notebook of `names` gets of the `given` texts. Raises ValueError for one that none of them knows."""
     known = {name: parameters(name) for name in names}
     every = {p for declared in known.values() for p in declared}
     for parameter in given:
         if parameter not in every:
             raise unknown_name(f"parameter of {', '.join(names)}", parameter, every)
-    return {
-        name: {
-            p: read_value(p, text, declared[p]["inferred_type_name"], optional=declared[p]["default"] == "None")
+    sorted_values = {}
+    for name, declared in known.items():
+        read = {
+            p: _absolute(p, read_text(p, text, declared[p].kind, optional=declared[p].optional))
             for p, text in given.items()
             if p in declared
         }
-        for name, declared in known.items()
-    }
+        further = {p: value for p, value in read.items() if declared[p].in_settings}
+        values = {p: value for p, value in read.items() if p not in further}
+        if further:
+            values["settings"] = values.get("settings", {}) | {p: _plain_value(v) for p, v in further.items()}
+        sorted_values[name] = values
+    return sorted_values
+
+
+def _plain_value(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _absolute(parameter: str, value: Any) -> Any:
+    """Paths from the caller's folder: the kernel runs in another one."""
+    if parameter not in _PATHS:
+        return value
+    if isinstance(value, list):
+        return [_absolute(parameter, item) for item in value]
+    if parameter == "plugins":
+        return ",".join(str(Path(part.strip()).expanduser().resolve()) for part in value.split(",") if part.strip())
+    if not isinstance(value, str) or not value:
+        return value
+    path = Path(value).expanduser()
+    written_as_path = value.startswith((".", "~")) or path.suffix or (len(path.parts) > 1 and path.parts[0] != "runs")
+    return str(path.resolve()) if value.startswith(("./", "../", "~")) or (written_as_path and path.exists()) else value
+
+
+def check_job(name: str, values: Mapping[str, Any]) -> None:
+    """Check the parameters of a training as its notebook will.
+
+    Args:
+        name: A notebook; those that do not train are left to themselves.
+        values: What it gets.
+
+    Raises:
+        ValueError, OSError: What `Job.from_params` raises, and what a run of that name or weights would.
+    """
+    if name not in _TASKS or "settings" not in (declared := parameters(name)):
+        return
+    from reidlib.training.job import Job
+
+    defaults = {p: d.default for p, d in declared.items() if not d.in_settings}
+    Job.from_params(_renamed(defaults | dict(values)), task=name)
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """`batch` of the pretrain notebook is `people` of a recipe."""
+    return {("people" if name == "batch" else name): value for name, value in values.items()}
 
 
 def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -> Path:
@@ -111,11 +178,9 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
             )
         except PapermillExecutionError as error:
             kept = _keep(executed, run, f"{name}.failed.ipynb")
-            code = (line.strip() for line in error.source.splitlines() if line.strip() and line.strip()[0] != "#")
-            first = next(code, "")
+            section = _section(executed, error.source)
             raise NotebookFailed(
-                f"{name}.ipynb failed in cell {error.exec_count} (`{first}`): "
-                f"{error.ename}: {_plain(error.evalue)}{kept}"
+                f"{name}.ipynb failed{section}, cell {error.exec_count}: {error.ename}: {_plain(error.evalue)}{kept}"
             ) from error
         except DeadKernelError as error:
             raise NotebookFailed(f"{name}.ipynb failed: its kernel died (out of memory, or killed)") from error
@@ -127,6 +192,18 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
     with whole_file(folder / f"{name}.html") as part:
         part.write_text(to_html(notebook, name), encoding="utf-8")
     return folder / f"{name}.ipynb"
+
+
+def _section(executed: Path, source: str) -> str:
+    """The heading above the cell of that source."""
+    heading = ""
+    for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if executed.is_file() else ():
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and (found := re.match(r"#+ (.+)", text)):
+            heading = f" in the section {found[1].strip()!r}"
+        if cell["cell_type"] == "code" and text == source:
+            return heading
+    return ""
 
 
 def _keep(executed: Path, run: Run, name: str) -> str:
@@ -162,7 +239,9 @@ def to_html(notebook: Any, title: str) -> str:
 def run_all(names: Sequence[str], given: dict[str, str], *, progress: bool = True) -> Run:
     """Check everything, then run the notebooks in order into one run folder. Returns that run."""
     values = sort_parameters(names, given)
-    run = given.get("run") or _new_name(names, values)
+    for name in names:
+        check_job(name, values[name])
+    run = next((v["run"] for v in values.values() if v.get("run")), "") or _new_name(names, values)
     for name in names:
         run_notebook(name, values[name] | {"run": run}, progress=progress)
     return Run(Run.folder(run))
@@ -179,9 +258,9 @@ def _new_name(names: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
         chosen = next((v for name, v in values.items() if "weights" in known[name]), {})
         return str(Run.open(model=chosen.get("model", ""), weights=chosen.get("weights", "")).path)
     first = [*begins, *names][0]
-    default = {p: d["default"].strip("\"'") for p, d in known[first].items()}
+    default = {p: d.default for p, d in known[first].items()}
     parts = [str(values[first].get(p, default[p])) for p in ("model", "dataset") if p in default] or [first]
-    return "-".join([*parts, f"{datetime.now():%Y%m%d-%H%M%S}"])
+    return "-".join([*map(slug, parts), f"{datetime.now():%Y%m%d-%H%M%S}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,13 +286,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.show:
-            for name, about in parameters(args.show).items():
-                print(f"{name}: {about['inferred_type_name']} = {about['default']}  # {about['help']}")
+            for name, (kind, default, words, further) in parameters(args.show).items():
+                print(f"{'  ' * further}{name}: {type_name(kind)} = {json.dumps(default)}  # {words}")
             return 0
         if not args.notebooks:
             parser.error(f"name at least one notebook of {', '.join(list_notebooks())}")
         given = dict(args.given)
-        os.environ["REID_BATCH"] = "1"
+        for name, _ in args.given:
+            if [other for other, _ in args.given].count(name) > 1:
+                raise ValueError(f"the parameter {name!r} is given twice: keep one of them")
+        # Kernels run in another folder: what is relative starts here.
+        os.environ |= {"REID_BATCH": "1", "REID_DATA_PATHS": str(data_paths_file()), "REID_RUNS": str(runs_root())}
+        print(f"data: {data_paths_file()}\nruns: {runs_root()}", flush=True)
         if args.grid:
             return _search(args.notebooks, given, args.grid)
         run = run_all(args.notebooks, given, progress=True)

@@ -78,7 +78,8 @@ def _points(
             raise ValueError(f"the grid needs a list of values for {axis!r}, got {values!r}")
     for texts in product(*([_text(v) for v in values] for values in grid.values())):
         values = batch.sort_parameters(names, {**given, **dict(zip(grid, texts, strict=True))})
-        axes = {axis: next(own[axis] for own in values.values() if axis in own) for axis in grid}
+        flat = [own | own.get("settings", {}) for own in values.values()]
+        axes = {axis: next(own[axis] for own in flat if axis in own) for axis in grid}
         yield ",".join(f"{axis}={_slug(value)}" for axis, value in axes.items()), (axes, values)
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from reidlib.data.loaders import read_image
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features
 from reidlib.models import ReIDModel, complexity
-from reidlib.training import RECIPES, Recipe, record
+from reidlib.training import Job, Recipe, record
+from reidlib.training.job import describe_settings
+from reidlib.training.loop import History, best_row
+from reidlib.training.settings import help_of
 from reidlib.workbook.runs import Run
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
@@ -60,17 +63,47 @@ def model_line(model: ReIDModel, classes: str = "people") -> str:
     )
 
 
-def settings_table(settings: Recipe, recipe: str) -> Any:
-    """A pandas table of what a run uses: the settings that are not as in `Recipe()`, and those that are not as in the
-    recipe of that name, which stand with what it says.
+def settings_table(job: Job) -> Any:
+    """A pandas table of the settings that matter for a job: those every run has, and those that differ.
+
+    Args:
+        job: The job. A setting is shown if it differs from the recipe's, or the recipe's from a plain training's.
     """
     import pandas as pd
 
-    changed = settings.changed(recipe)
-    shown = [name for name in asdict(settings) if name in _ALWAYS + changed + settings.changed()]
-    says = {name: getattr(RECIPES[recipe], name) for name in changed}
-    rows = {name: {"used": getattr(settings, name), f"in place of {recipe}'s": says.get(name, "")} for name in shown}
-    return pd.DataFrame.from_dict(rows, orient="index").map(lambda v: ", ".join(map(str, v)) if type(v) is tuple else v)
+    used, published, plain = job.recipe, job.published, Recipe()
+    shown = {*_ALWAYS, *used.changed(published), *used.changed(plain)}
+    rows = {
+        f.name: {
+            "used": getattr(used, f.name),
+            f"in place of {job.recipe_name}'s": getattr(published, f.name) if f.name in job.overridden else "",
+            "meaning": help_of(f),
+        }
+        for f in fields(Recipe)
+        if f.name in shown
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").map(
+        lambda v: ", ".join(map(str, v)) if type(v) is tuple else v
+    )
+    return table
+
+
+def all_settings(job: Job) -> Any:
+    """Every parameter of a training with its value and meaning, folded away in the page."""
+    import pandas as pd
+    from IPython.display import HTML
+
+    values = job.params
+    rows = [(name, kind, values[name], words) for name, (kind, _, words) in describe_settings().items()]
+    table = pd.DataFrame(rows, columns=["setting", "type", "value", "meaning"]).astype(str)
+    return HTML(f"<details><summary>Every setting ({len(rows)})</summary>{table.to_html(index=False)}</details>")
+
+
+def result_table(job: Job, history: History) -> Any:
+    """The scores of the untrained network and of the best epoch, in percent."""
+    best, columns = best_row(history, job.score), ("top1", "top5") if job.score == "top1" else SCORES
+    rows = {"untrained": history[0], f"trained from {job.model.init} weights, epoch {best['epoch']}": best}
+    return percent_table(rows, columns)
 
 
 _ALWAYS = ["epochs", "people", "images", "optimizer", "lr", "schedule", "augment"]

@@ -16,7 +16,7 @@ from reidlib.models.printed.page import CROSSINGS, DATASETS
 from reidlib.models.printed.published import published, results
 from reidlib.models.zoo import MODELS
 from reidlib.scores import NAMES, RETRIEVAL
-from reidlib.training.recipes import RECIPES
+from reidlib.training.recipes import RECIPES, Recipe
 from reidlib.workbook.views import is_interactive
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def card_page(shown: Card) -> Any:
 
     height, width = shown.input_size
     settings = RECIPES[shown.recipe]
+    changed = settings.changed(Recipe())
     facts = {
         "loads the files of": shown.family,
         "same network as": ", ".join(shown.same_network) or "no other",
@@ -200,7 +201,7 @@ def card_page(shown: Card) -> Any:
         "feature": f"{shown.feature_dim} values",
         "cost": f"{shown.cost.params / 1e6:.3f} M parameters, {shown.cost.macs / 1e9:.3f} G multiply-adds an image",
         "CAM": f"read at {shown.cam_layer}: {_shape(shown.cam_map)}",
-        "recipe": f"{shown.recipe}: " + ", ".join(f"{key} {getattr(settings, key)}" for key in settings.changed()),
+        "recipe": f"{shown.recipe}: " + ", ".join(f"{name} {getattr(settings, name)}" for name in changed),
     }
     parts = [(p.name, p.kind, _shape(p.output), f"{p.params:,}".replace(",", " ")) for p in shown.parts]
     sizes = []
