@@ -92,7 +92,7 @@ def test_a_run_leaves_notebooks_pages_and_a_table(notebooks: Path, capsys) -> No
 def test_a_failing_cell_is_named_and_the_exit_code_is_not_zero(notebooks: Path, capsys) -> None:
     assert batch.main(["make", "look", "-p", "run", "r", "-p", "fail", "true"]) == 1
     err = capsys.readouterr().err
-    assert "look.ipynb failed in cell" in err
+    assert "look.ipynb failed, cell" in err
     assert "AssertionError: this is wrong" in err
     assert "\x1b" not in err
     folder = Run.folder("r") / "notebooks"

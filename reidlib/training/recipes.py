@@ -111,7 +111,7 @@ class Recipe:
         }
         for field, matters in (within | {"warmup": True}).items():
             if matters and getattr(self, field) > 0 and getattr(self, field) >= self.epochs:
-                raise ValueError(f"{field} takes {getattr(self, field)} of {self.epochs} epochs: make it shorter")
+                raise ValueError(f"{field} takes {getattr(self, field):g} of {self.epochs} epochs: make it shorter")
 
     def rate(self, progress: float) -> float:
         """The learning rate after `progress` epochs (a fraction within an epoch), as a share of `lr`.
