@@ -1,7 +1,7 @@
-"""The tile of ranking.py on a GPU in one Triton kernel: product, scores, comparison, count; no distance is ever stored.
+"""Screening a tile on a GPU in one Triton kernel: product, scores, comparison, count; no distance is stored.
 
-Each program takes 64 queries x 128 gallery items. Products are three TF32 products a term, added in float32 in chunks
-(`kernels.product_error` with BOUND bounds them). Written to memory: counts, and a list of doubtful items.
+Each program takes 64 queries x 128 gallery items. A product of two terms is three TF32 products, added in float32 in
+chunks; `kernels.product_error` with BOUND bounds their error. Only counts and a list of doubtful items are written.
 """
 
 import torch
@@ -13,7 +13,7 @@ CHUNK = 128
 # A factor is the sum of two TF32 numbers, the product of both small parts left out; three additions a term, cut instead
 # of rounded.
 BOUND = {"rounding": 2.0**-21, "step": 3 * 2.0**-23, "chunk": CHUNK}
-CAPACITY = 1 << 22  # doubtful items of one tile; more are left to the plain way
+CAPACITY = 1 << 22  # doubtful items of one tile; with more, the tile is screened in plain torch
 
 
 @triton.jit
@@ -48,20 +48,20 @@ def _screen(
             tl.atomic_add(above + row * slots + slot, count, in_row & (count > 0))
             maybe = maybe & (surely == 0)
             if (tl.sum(maybe.to(tl.int32)) > 0) & (tl.load(used) <= capacity):  # a full list is not used at all
-                place = tl.atomic_add(used + tl.zeros((BM, BN), tl.int32), 1, maybe)
-                fits = maybe & (place < capacity)
-                tl.store(doubtful + place, row[:, None] + tl.zeros((BM, BN), tl.int32), fits)
-                tl.store(doubtful + capacity + place, slot + tl.zeros((BM, BN), tl.int32), fits)
-                tl.store(doubtful + 2 * capacity + place, col[None, :] + tl.zeros((BM, BN), tl.int32), fits)
+                index = tl.atomic_add(used + tl.zeros((BM, BN), tl.int32), 1, maybe)
+                fits = maybe & (index < capacity)
+                tl.store(doubtful + index, row[:, None] + tl.zeros((BM, BN), tl.int32), fits)
+                tl.store(doubtful + capacity + index, slot + tl.zeros((BM, BN), tl.int32), fits)
+                tl.store(doubtful + 2 * capacity + index, col[None, :] + tl.zeros((BM, BN), tl.int32), fits)
 
 
 def screen(
     q: Tensor, g: Tensor, scale: Tensor, shift: Tensor, q_pid: Tensor, g_pid: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Counts (Q, P) int32 of the items surely above thresholds (Q, P), then queries, columns and items in doubt.
+    """Product and screening of a tile, as by `Space.product` and `kernels.screen`, without items of the query's pid.
 
-    q (Q, D), g (G, D), scale, shift (G,) float32; pids int64; items of the query's pid or of pid -1 are left out. None
-    where more than CAPACITY are in doubt.
+    q (Q, D), g (G, D), scale, shift (G,) float32, pids int64 (-1 is left out), thresholds (Q, P) float32. Returns
+    counts (Q, P) int32 of the items surely above; queries, columns and items in doubt; None if more than CAPACITY are.
     """
     above = torch.zeros(low.shape, dtype=torch.int32, device=q.device)
     doubtful = torch.empty(3, CAPACITY, dtype=torch.int32, device=q.device)

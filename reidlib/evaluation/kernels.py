@@ -30,7 +30,7 @@ def kind(device: torch.device) -> str:
 
 
 def njit(function: Callable) -> Callable:
-    """Compiled on first use, without the interpreter's lock, and kept on disk where there is a place to write."""
+    """Compiled on first use, without the interpreter's lock, and cached on disk where a folder can be written."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no folder to cache in
@@ -128,19 +128,9 @@ def root(x: Tensor) -> Tensor:
 
 
 def distances(q: Tensor, g: Tensor, q_square: Tensor, g_square: Tensor, cosine: bool, qi: Tensor, gi: Tensor) -> Tensor:
-    """Exact distances of the pairs (q[qi], g[gi]): 1 - cosine, or the squared euclidean distance.
+    """Exact distances (P,) float64 of the pairs (q[qi], g[gi]): 1 - cosine, or the squared euclidean distance.
 
-    Args:
-        q: Features (Q, D), float32 or float64.
-        g: Features (G, D), float32 or float64.
-        q_square: The `squares` of `q`, (Q,) float64, none of them 0; read for the cosine only.
-        g_square: Those of `g`, (G,).
-        cosine: Which of the two distances.
-        qi: Indices (P,) int64 into `q`.
-        gi: Indices (P,) int64 into `g`.
-
-    Returns:
-        (P,) float64.
+    q (Q, D) and g (G, D) float32 or float64, their `squares` (not 0 if `cosine`), and indices (P,) int64.
     """
     out = torch.empty(len(qi), dtype=torch.float64, device=q.device)
     if kind(q.device) == "numba":
@@ -240,17 +230,10 @@ def count_in_matrix(matrix, keep, first_q, ptr, pair_g, kept, exact, start, stop
 def screen(
     scores: Tensor, out: Tensor, low: Tensor, high: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-    """The screening part of `count` in plain torch, for any device, one column of thresholds at a time.
+    """Screen a tile in plain torch, for any device, one column of thresholds (Q, P) float32 at a time.
 
-    Args:
-        scores: (Q, G) float32, overwritten.
-        out: (Q, G) bool, items that do not count.
-        low: thresholds (Q, P) float32 below which an item is surely behind, +inf where there is none.
-        high: (Q, P), above which it is surely ahead.
-
-    Yields:
-        The column as a slice, how many scores are surely above (Q, 1), and what is in doubt: its queries, columns and
-        items, int64.
+    Scores (Q, G) are overwritten; items `out` (Q, G) do not count; where there is no threshold, `low` is +inf. Yields
+    the column as a slice, how many scores are surely above it (Q, 1), and what is in doubt: queries, columns, items.
     """
     scores.masked_fill_(out, -torch.inf)
     for column in range(low.shape[1]):

@@ -1,7 +1,4 @@
-"""Other ways to read the same features: CUHK03's single shot, verification, camera pairs; and how sure a difference is.
-
-Distractors need nothing of their own: gallery items whose pid no query has count as wrong everywhere.
-"""
+"""Other scores of the same features: CUHK03's single shot, verification, camera pairs, intervals and a paired test."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +16,7 @@ from reidlib.evaluation.spaces import JUNK, Feats, Gallery, Ids, Space, at_least
 
 @dataclass(frozen=True, eq=False)
 class SingleShot:
-    """cmc (max_rank,) float64; mAP, the mean of 1 / rank of the drawn right match; how many queries have one."""
+    """Expected scores over draws: cmc (max_rank,) float64; mAP is the mean of 1 / rank of the drawn right match."""
 
     cmc: Tensor
     mAP: float
@@ -46,12 +43,14 @@ def single_shot(
     """CUHK03's first protocol: of each gallery identity one image is drawn for each query, after the usual removal.
 
     The published mAP under this protocol is often that of the full list (torchreid, fast-reid): `evaluate_ranking`
-    gives it. All other arguments and errors as there.
+    gives it.
 
     Args:
         repeats: Draws to take the mean of. None: the exact expectation over all draws; what is ahead of a drawn right
             match is a sum of independent 0/1 variables, one for each identity.
-        seed: Of the draws.
+        seed: Seed of the draws.
+
+    All other arguments and the errors are those of `evaluate_ranking`.
     """
     at_least_one(repeats=repeats, max_rank=max_rank)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
@@ -109,15 +108,20 @@ def _expect(person, match, people, shares):  # noqa: ANN001, ANN202
 def _draw(person: np.ndarray, match: np.ndarray, repeats: int, rng: np.random.Generator, shares: np.ndarray) -> None:
     for _ in range(repeats):
         shuffled = rng.permutation(len(person))
-        drawn = np.sort(shuffled[np.unique(person[shuffled], return_index=True)[1]])  # one place a person
+        drawn = np.sort(shuffled[np.unique(person[shuffled], return_index=True)[1]])  # one image per person
         shares[np.flatnonzero(match[drawn])[0]] += 1 / repeats
 
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Are two images the same person? tar and threshold by false accept rate; auc; how many pairs of each kind.
+    """How well a threshold on the distance tells whether two images show the same person.
 
-    A pair is accepted where its distance is at most the threshold (NaN: no genuine pair can be accepted).
+    Attributes:
+        tar: True accept rate, by false accept rate.
+        threshold: The distance up to which a pair is accepted, by false accept rate; NaN: no genuine pair can be.
+        auc: Area under the ROC curve.
+        num_genuine: Pairs of one person.
+        num_impostor: Pairs of two.
     """
 
     tar: dict[float, float]
@@ -143,9 +147,15 @@ def verify(
 ) -> Verification:
     """Open set: the share of genuine pairs accepted (TAR) when at most floor(far x impostor pairs) impostors are (FAR).
 
-    All query-gallery pairs but junk and pairs of one person under one camera. Distances (1 - cosine, or squared
-    euclidean) are float64, those of `evaluate_ranking`. fast-reid prints another quantity under this name: there the
-    impostor is the positive class, so it is the share of impostors rejected when so many genuine pairs are.
+    All query-gallery pairs count, except junk and pairs of one person under one camera. Distances are 1 - cosine or
+    squared euclidean, the exact ones of `evaluate_ranking`. fast-reid prints another quantity under this name: there
+    the impostor is the positive class, so it is the share of impostors rejected when so many genuine pairs are.
+
+    Args:
+        fars: False accept rates.
+        block_size: Rows of queries and of gallery in a tile (memory and speed only).
+
+    All other arguments and the errors are those of `evaluate_ranking`.
     """
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     space = Space(query_feats, metric, "cpu", ids)
@@ -191,9 +201,13 @@ def verify(
 
 @dataclass(frozen=True, eq=False)
 class CameraPairs:
-    """mAP (Cq, Cg) float64 of the queries of each camera in the gallery of each, NaN where none has a right match.
+    """mAP of the queries of each camera in the gallery of each.
 
-    num_valid (Cq, Cg) int64 says over how many; query_camids and gallery_camids name rows and columns.
+    Attributes:
+        mAP: (Cq, Cg) float64, NaN where no query has a right match.
+        num_valid: (Cq, Cg) int64, queries in each mean.
+        query_camids: (Cq,) int64, the rows.
+        gallery_camids: (Cg,) int64, the columns.
     """
 
     mAP: Tensor
@@ -215,7 +229,10 @@ def evaluate_camera_pairs(
     block_size: int | None = None,
     same_camera: bool = False,
 ) -> CameraPairs:
-    """Which camera finds its people in which: one ranking per gallery camera. Arguments as in `evaluate_ranking`."""
+    """Score the queries of each camera in the gallery of each: one ranking per gallery camera.
+
+    Arguments and errors are those of `evaluate_ranking`.
+    """
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     gallery = rows_of(gallery_feats, "gallery_feats")
     options = {"metric": metric, "device": device, "block_size": block_size, "same_camera": same_camera}
@@ -248,9 +265,22 @@ def _per_query(result: RankingResult, measured: str) -> Tensor:
 def bootstrap(
     result: RankingResult, measured: str = "mAP", *, level: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile confidence interval of "mAP", "mINP" or "rank<k>" over draws of as many queries, with replacement.
+    """Percentile confidence interval of a score, over draws of as many queries with replacement.
 
-    It speaks of other queries, not of other identities, galleries or trainings.
+    It covers the choice of queries, not that of identities, galleries or trainings.
+
+    Args:
+        result: What was ranked.
+        measured: "mAP", "mINP" or "rank<k>".
+        level: Confidence level.
+        samples: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: Another `measured`.
     """
     values = _per_query(result, measured)
     values = values[~values.isnan()].numpy()
@@ -263,10 +293,23 @@ def bootstrap(
 def permutation_test(
     first: RankingResult, second: RankingResult, measured: str = "mAP", *, samples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """How much better `second` is than `first` on the same queries, and the two-sided p-value of that difference.
+    """Paired permutation test of two rankings of the same queries.
 
-    Paired: under the null hypothesis each query's difference could as well have the other sign. Queries without a right
-    match are left out, and must be the same in both.
+    Under the null hypothesis each query's difference could as well have the other sign. Queries without a right match
+    are left out, and must be the same in both.
+
+    Args:
+        first: A ranking.
+        second: Another, of the same queries in the same order.
+        measured: "mAP", "mINP" or "rank<k>".
+        samples: Number of random sign patterns.
+        seed: Their seed.
+
+    Returns:
+        How much better `second` is, and the two-sided p-value of that difference.
+
+    Raises:
+        ValueError: Results of other queries, another `measured`.
     """
     if not torch.equal(valid := first.first_match > 0, second.first_match > 0):
         raise ValueError("the two results are not of the same queries: they cannot be paired")

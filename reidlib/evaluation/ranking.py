@@ -1,9 +1,9 @@
 """CMC, mAP, mINP and rank lists: exact, without a sort, the same on every device and at every block size.
 
-AP, INP and CMC need only the rank of each right match, which is one more than the number of kept gallery items ahead of
-it. So the distance of every right match is computed exactly first (float64 in one fixed order: kernels.py), then one
-float32 matrix product a tile counts the items that are surely ahead; whatever lies within the proven error of a
-threshold is decided again exactly. Ties go to the lower gallery index. Nothing of the size query x gallery is kept.
+AP, INP and CMC need only the rank of each right match: one more than the number of kept gallery items ahead of it. So
+the distance of every right match is computed exactly first (float64 in one fixed order: kernels.py). Then a float32
+matrix product per tile counts the items that are surely ahead, and whatever lies within the proven error of a threshold
+is decided again exactly. Ties go to the lower gallery index. Nothing of the size query x gallery is kept.
 
 Protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): gallery items with the query's pid
 and camid are removed; pid -1 is junk, never counted; any other pid, the distractors' 0 as well, counts as wrong;
@@ -28,23 +28,31 @@ from reidlib.evaluation.spaces import (
     Gallery,
     Ids,
     Space,
-    agreed,
     at_least_one,
     blocks,
     check_finite,
     full_precision,
+    raised_together,
     rows_of,
     scaled,
     tile_sizes,
 )
+from reidlib.scores import NAMES, RETRIEVAL, percent
 
 
 @dataclass(frozen=True, eq=False)
 class RankingResult:
-    """What a ranking is worth. Means run over the `num_valid` queries that have a right match.
+    """The scores of a ranking, from 0 to 1. Means are over the `num_valid` queries that have a right match.
 
-    cmc (max_rank,) float64; per query, (Q,): ap and inp float64 (NaN without a match), first_match int64, the 1-based
-    rank of the first right match (-1 without one). All on the CPU.
+    Attributes:
+        cmc: (max_rank,) float64, share of valid queries with a right match among the first k, k from 1.
+        mAP: Mean average precision.
+        mINP: Mean inverse negative penalty.
+        num_valid: Queries with a right match.
+        num_query: All queries.
+        ap: (Q,) float64, average precision of each query, NaN without a match.
+        inp: (Q,) float64, likewise.
+        first_match: (Q,) int64, 1-based rank of the first right match, -1 without one. All tensors are on the CPU.
     """
 
     cmc: Tensor
@@ -57,13 +65,15 @@ class RankingResult:
     first_match: Tensor
 
     def rank(self, k: int) -> float:
-        """Share of valid queries whose first right match is among the first k, for any k >= 1."""
+        """Share of valid queries whose first right match is among the first k, for any k of 1 or more."""
         at_least_one(k=k)
         return ((self.first_match > 0) & (self.first_match <= k)).sum().item() / self.num_valid
 
     def counted(self, means_over: str = "valid") -> "RankingResult":
-        """The same ranking with mAP and mINP as means over the "valid" queries, or over "all": a query without a right
-        match then counts 0, as some evaluators have it. CMC is over valid queries either way. ValueError for others.
+        """The same ranking with mAP and mINP as means over the "valid" or over "all" queries.
+
+        With "all", a query without a right match counts 0, as some evaluators have it. CMC is over valid queries either
+        way. Raises ValueError for another `means_over`.
         """
         if means_over not in ("valid", "all"):
             raise unknown_name("value of means_over", means_over, ("valid", "all"))
@@ -72,25 +82,24 @@ class RankingResult:
         return replace(self, mAP=mean_ap, mINP=mean_inp)
 
     def to_dict(self) -> dict[str, float]:
-        """The means as plain numbers, in [0, 1], for JSON and tables."""
+        """The scores as plain numbers, for JSON and tables."""
         ranks = {f"rank{k}": self.rank(k) for k in (1, 5, 10)}
         return {"mAP": self.mAP, "mINP": self.mINP, **ranks, "num_valid": self.num_valid, "num_query": self.num_query}
 
-    def summary(self) -> str:
-        """One line, in percent."""
-        ranks = "  ".join(f"Rank-{k} {self.rank(k):.1%}" for k in (1, 5, 10))
-        valid = f"{self.num_valid} of {self.num_query} queries valid"
-        return f"{ranks}  mAP {self.mAP:.1%}  mINP {self.mINP:.1%}  ({valid})"
-
     def __repr__(self) -> str:
-        return f"RankingResult({self.summary()})"
+        found = self.to_dict()
+        scores = "  ".join(f"{NAMES[key]} {percent(found[key])}" for key in RETRIEVAL)
+        return f"RankingResult({scores}  ({self.num_valid} of {self.num_query} queries valid))"
 
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """Rank lists, (Q, k), nearest first: gallery indices int64, distances float32, whether the pid is right.
+    """Rank lists, nearest first, on the CPU. A list of fewer than k items is filled with -1, inf and False.
 
-    A list that ends early goes on with index -1, distance inf, match False. All on the CPU.
+    Attributes:
+        indices: (Q, k) int64, into the gallery.
+        distances: (Q, k) float32.
+        matches: (Q, k) bool, whether the pid is the query's.
     """
 
     indices: Tensor
@@ -148,9 +157,26 @@ def evaluate_ranking(
     """
     at_least_one(max_rank=max_rank)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, group)
-    with agreed(group):
+    with raised_together(group):
         space = Space(query_feats, metric, device, ids)
-    return _evaluate(space, gallery_feats, ids, max_rank, block_size, same_camera, progress, group)
+    rows, columns = tile_sizes(space, block_size)
+    pairs = Pairs.of(ids, same_camera, space.device)
+    require_match(pairs.kept)
+    with raised_together(group), full_precision(space.device):
+        squares = measure(space, gallery_feats, ids, pairs, columns)
+    if group is not None:
+        dist.all_reduce(pairs.exact, group=group)  # every entry is 0 but on one process
+    with raised_together(group), full_precision(space.device):
+        low = high = None
+        for first, part in blocks(gallery_feats, columns, ids, progress):
+            block = space.block(first, part, ids, squares.get(first))
+            if low is None or not space.cosine:  # cosine: the same for all blocks
+                low, high = space.bounds(pairs.exact, pairs.query, block)
+            for start in range(0, space.num_query, rows):
+                _count(space, slice(start, min(start + rows, space.num_query)), block, pairs, low, high)
+    if group is not None:
+        dist.all_reduce(pairs.ahead, group=group)
+    return _result(pairs, max_rank)
 
 
 def evaluate_distances(
@@ -163,7 +189,13 @@ def evaluate_distances(
     max_rank: int = 50,
     same_camera: bool = False,
 ) -> RankingResult:
-    """The same for a matrix of distances (Q, G) from elsewhere (re-ranked, for instance), compared as it stands."""
+    """Score a matrix of distances from elsewhere (re-ranked ones, for instance) like `evaluate_ranking`.
+
+    Args:
+        distances: (Q, G), any floating dtype, compared as they are.
+
+    All other arguments, the result and the errors are those of `evaluate_ranking`.
+    """
     at_least_one(max_rank=max_rank)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     matrix = rows_of(distances, "distances")
@@ -197,9 +229,15 @@ def rank_gallery(
     same_camera: bool = False,
     progress: bool = False,
 ) -> TopK:
-    """The k nearest kept gallery items of every query, in the order that `evaluate_ranking` counts in.
+    """List the k nearest kept gallery items of every query, in the order of `evaluate_ranking`.
 
-    Arguments and errors as there. Distances are 1 - cosine, or the (not squared) euclidean distance.
+    Args:
+        k: Length of the lists.
+
+    All other arguments and the errors are those of `evaluate_ranking`.
+
+    Returns:
+        Rank lists; distances are 1 - cosine, or euclidean.
     """
     at_least_one(k=k)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
@@ -215,7 +253,7 @@ def rank_gallery(
 
 @dataclass
 class Pairs:
-    """All (query, gallery item) of one pid, by query, then item: few, whatever the size of the gallery."""
+    """All pairs of a query and a gallery item of the same pid, by query, then item: few, however large the gallery."""
 
     ptr: Tensor  # (Q + 1,) where each query's pairs begin; on the CPU
     query: Tensor  # (P,)
@@ -245,44 +283,11 @@ class Pairs:
         query, item, kept = (t.to(device) for t in (query, item, kept))
         return cls(ptr, query, item, kept, torch.zeros_like(item, dtype=torch.float64), torch.zeros_like(item))
 
-    def inside(self, block: Block) -> Tensor:
-        return ((self.item >= block.first) & (self.item < block.first + len(block.rows))).nonzero()[:, 0]
-
 
 def require_match(kept: Tensor) -> None:
-    """ValueError where no (query, gallery item) of one pid is kept."""
+    """ValueError where no pair of a query and a gallery item of the same pid is kept."""
     if not kept.any():
         raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
-
-
-def _evaluate(
-    space: Space,
-    gallery: Gallery,
-    ids: Ids,
-    max_rank: int,
-    block_size: int | None,
-    same_camera: bool,
-    progress: bool = False,
-    group: Any = None,
-) -> RankingResult:
-    rows, columns = tile_sizes(space, block_size)
-    pairs = Pairs.of(ids, same_camera, space.device)
-    require_match(pairs.kept)
-    with agreed(group), full_precision(space.device):
-        squares = measure(space, gallery, ids, pairs, columns)
-    if group is not None:
-        dist.all_reduce(pairs.exact, group=group)  # every entry is 0 but on one process
-    with agreed(group), full_precision(space.device):
-        low = high = None
-        for first, part in blocks(gallery, columns, ids, progress):
-            block = space.block(first, part, ids, squares.get(first))
-            if low is None or not space.cosine:  # cosine: the same for all blocks
-                low, high = space.bounds(pairs.exact, pairs.query, block)
-            for start in range(0, space.num_query, rows):
-                _count(space, slice(start, min(start + rows, space.num_query)), block, pairs, low, high)
-    if group is not None:
-        dist.all_reduce(pairs.ahead, group=group)
-    return _result(pairs, max_rank)
 
 
 def measure(space: Space, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> dict[int, Tensor]:
@@ -292,8 +297,8 @@ def measure(space: Space, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int
         block = space.block(first, part, ids)
         if block.as_given and ids.rows <= 1 << 22:  # a longer gallery keeps its memory fixed
             squares[first] = block.squares
-        mine = pairs.inside(block)
-        mine = mine[pairs.kept[mine]]
+        inside = (pairs.item >= first) & (pairs.item < first + len(part))
+        mine = (inside & pairs.kept).nonzero()[:, 0]
         person = ids.query_pids.to(space.device)[pairs.query[mine]]
         mine = mine[person.argsort()]  # people one by one: their few rows stay in the processor's cache
         pairs.exact[mine] = space.exact(pairs.query[mine], pairs.item[mine] - first, block)
@@ -380,10 +385,10 @@ def search(
     progress: bool = False,
     mutual: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k first kept items of every query: indices (Q, k) int64, exact distances (Q, k) float64, both on the CPU.
+    """Find the first k kept items of every query: indices (Q, k) int64, exact distances (Q, k) float64, on the CPU.
 
-    And the lowest score of each, (Q,) float32. `mutual`: queries and gallery are the same rows, so that each tile's
-    product serves twice.
+    Also the lowest score of each, (Q,) float32. Distances are those of the space: squared if euclidean, of scaled rows.
+    `mutual`: queries and gallery are the same rows, and each tile's product is used twice.
     """
     rows, columns = tile_sizes(space, block_size)
     rows, columns = (min(rows, columns),) * 2 if mutual else (rows, columns)

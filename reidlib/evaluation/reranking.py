@@ -46,12 +46,29 @@ def rerank(
     block_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Re-ranked distances (Q, G) float32 on the CPU, for `evaluate_distances`.
+    """Re-rank by k-reciprocal encoding: (1 - lambda) Jaccard distance + lambda original distance.
 
-    (1 - lambda) Jaccard distance + lambda original distance. The original is the squared euclidean distance, each row
-    over its own maximum (metric "cosine" normalises the features first). `square_twice` squares it again, as torchreid
-    does, whose engine hands squared distances to a function that squares. Memory beside features and result: some
-    hundred numbers an image and one tile. Errors as in `evaluate_ranking`.
+    The original is the squared euclidean distance, each row divided by its maximum. Memory beside features and result:
+    some hundred numbers per image, and one tile.
+
+    Args:
+        query_feats: (Q, D), any floating dtype.
+        gallery_feats: (G, D), likewise.
+        k1: Neighbours whose mutual ones make the encoding.
+        k2: Neighbours whose encodings are averaged; 1: none.
+        lambda_value: Weight of the original distance.
+        metric: "euclidean", or "cosine": features are normalised first.
+        square_twice: Square the original distance again. A quirk of torchreid, whose engine hands squared distances to
+            a function that squares them.
+        device: Where neighbours are searched; default: where `query_feats` is.
+        block_size: Rows in a tile (memory and speed only).
+        progress: Show a bar.
+
+    Returns:
+        (Q, G) float32 on the CPU, for `evaluate_distances`.
+
+    Raises:
+        ValueError: NaN or infinite features, dimensions that differ, an unknown metric, `k1` or `k2` below 1.
     """
     at_least_one(k1=k1, k2=k2)
     if metric not in METRICS:
@@ -189,7 +206,7 @@ def _reciprocal(i, near, k, out):  # noqa: ANN001, ANN202
 
 @njit
 def _expanded_sets(near, half, ptr, column, weight, start, stop, size):  # noqa: ANN001, ANN202
-    """Expanded k-reciprocal sets: their sizes, and their items where `ptr` gives them a place."""
+    """Expanded k-reciprocal sets: their sizes, and, if `ptr` is given, their items from ptr[i] on."""
     k = near.shape[1]
     found, candidate = np.empty(k * (half + 1), np.int64), np.empty(k, np.int64)
     for i in range(start, stop):

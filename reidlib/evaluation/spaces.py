@@ -1,4 +1,4 @@
-"""What is ranked, made ready: checked ids, galleries of any form block by block, scores with their error bound."""
+"""What the rankings share: checked ids, galleries read block by block, distances as scores with an error bound."""
 
 import math
 import warnings
@@ -26,12 +26,15 @@ METRICS = ("cosine", "euclidean")
 
 
 class Ids:
-    """Checked pids and camids, int64 on the CPU; the gallery's of all processes of a group, in their order."""
+    """Checked pids and camids, int64 on the CPU. With a process group, the gallery's are those of all its processes.
+
+    `first` and `rows` say which part of the gallery has its features in this process.
+    """
 
     def __init__(
         self, query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any, group: Any = None
     ) -> None:
-        with agreed(group):
+        with raised_together(group):
             self.query_pids = _integers(query_pids, "query_pids")
             self.query_camids = _integers(query_camids, "query_camids")
             self.gallery_pids = _integers(gallery_pids, "gallery_pids")
@@ -40,7 +43,7 @@ class Ids:
                 pids, camids = getattr(self, f"{side}_pids"), getattr(self, f"{side}_camids")
                 if len(pids) != len(camids):
                     raise ValueError(f"{side}_pids has {len(pids)} entries, {side}_camids has {len(camids)}")
-        self.first, self.rows = 0, len(self.gallery_pids)  # the part of the gallery whose features are here
+        self.first, self.rows = 0, len(self.gallery_pids)
         if group is not None:
             parts: list[Any] = [None] * dist.get_world_size(group)
             dist.all_gather_object(parts, (self.gallery_pids, self.gallery_camids), group=group)
@@ -52,6 +55,7 @@ class Ids:
 
 
 def at_least_one(**arguments: int | None) -> None:
+    """ValueError that names the first of the arguments that is below 1; None passes."""
     for name, value in arguments.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
@@ -65,7 +69,7 @@ def _integers(values: Any, name: str) -> Tensor:
 
 
 def rows_of(feats: Any, name: str) -> Tensor:
-    """A 2-D floating tensor that shares the memory of `feats`."""
+    """`feats` as a floating tensor (N, D), without a copy where they are one already. ValueError naming `name`."""
     if not isinstance(feats, Tensor):
         array = np.asarray(feats)
         if array.dtype.kind not in "fiu":
@@ -86,15 +90,17 @@ def check_finite(rows: Tensor, name: str, first: int = 0) -> None:
 
 
 def blocks(gallery: Gallery, size: int, ids: Ids, progress: bool = False) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first row, rows) of a gallery in any of its forms, at most `size` rows at a time."""
+    """Read a gallery in any of its forms, at most `size` rows at a time: (index of the first row, rows (n, D))."""
+    from tqdm.auto import tqdm
+
     if isinstance(gallery, (Tensor, np.ndarray)):
         pieces: Iterable[Feats] = [gallery]
     elif callable(gallery):
         pieces = gallery()
     else:
-        pieces = _shards([gallery] if isinstance(gallery, (str, Path)) else gallery)
+        pieces = _read([gallery] if isinstance(gallery, (str, Path)) else gallery, size)
     first = ids.first
-    with _bar(ids.rows, progress) as bar:
+    with tqdm(total=ids.rows, desc="gallery", unit="img", leave=False, disable=not progress) as bar:
         for piece in pieces:
             for start in range(0, len(piece), size):
                 rows = rows_of(piece[start : start + size], "gallery_feats")
@@ -105,7 +111,8 @@ def blocks(gallery: Gallery, size: int, ids: Ids, progress: bool = False) -> Ite
         raise ValueError(f"gallery_feats has {first - ids.first} rows, gallery_pids has {ids.rows}")
 
 
-def _shards(paths: Sequence[str | Path]) -> Iterator[Any]:
+def _read(paths: Sequence[str | Path], size: int) -> Iterator[Tensor]:
+    """The rows of safetensors files, in order, at most `size` at a time."""
     from safetensors import safe_open
 
     for path in paths:
@@ -117,33 +124,15 @@ def _shards(paths: Sequence[str | Path]) -> Iterator[Any]:
             keys = [k for k in file.keys() if len(file.get_slice(k).get_shape()) == 2]  # noqa: SIM118 (not a dict)
             if len(keys) != 1 and "gallery.feats" not in keys:
                 raise ValueError(f"{path} must hold one matrix, or one named gallery.feats; it holds {keys}")
-            yield _Slices(file.get_slice("gallery.feats" if "gallery.feats" in keys else keys[0]))
-
-
-class _Slices:
-    """Rows of a safetensors file, read as they are asked for."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows.get_shape()[0]
-
-    def __getitem__(self, part: slice) -> Tensor:
-        return self.rows[part.start : min(part.stop, len(self))]
-
-
-@contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="gallery", unit="img", leave=False, disable=not progress) as bar:
-        yield bar
+            rows = file.get_slice("gallery.feats" if "gallery.feats" in keys else keys[0])
+            count = rows.get_shape()[0]
+            for start in range(0, count, size):
+                yield rows[start : min(start + size, count)]
 
 
 # ---- the space that is ranked in -------------------------------------------------------------------------------------
 
-# Rows of such norms can be multiplied in float32, and their squared norms in float64, without leaving the range.
+# Float32 products of rows with norms between these stay in range, and so do float64 products of their squared norms.
 ORDINARY = (2.0**-30, 2.0**30)
 
 
@@ -156,38 +145,38 @@ def scaled(x: Tensor, exponent: Tensor | int) -> Tensor:
 
 
 def common_exponent(rows: Tensor) -> int:
-    """The power of two in the largest of `rows`; 0 where it is ordinary, zero or not finite."""
+    """The exponent e that makes the largest value of `rows` / 2 ** e ordinary; 0 where it is, is zero or not finite."""
     largest = max(abs(float(x)) for x in rows.aminmax())
     extreme = 0 < largest < math.inf and not ORDINARY[0] < largest < ORDINARY[1]
     return math.frexp(largest)[1] if extreme else 0
 
 
 def ordinary_rows(rows: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """What the cosine does not see made ordinary: rows of extreme norms are scaled by powers of two.
+    """Scale rows of extreme norms by a power of two each, which changes no cosine.
 
     Args:
         rows: (N, D), finite.
-        squares: Their squared norms (N,) float64, which may have overflowed or underflowed.
+        squares: Their squared norms (N,) float64; they may have overflowed or underflowed.
 
     Returns:
-        Rows in the same dtype, their squared norms with 1 for a row of zeros, and whether any row was scaled.
+        Rows of the same dtype; their squared norms, with 1 for a row of zeros; whether any row was scaled.
     """
-    odd = (~((squares > ORDINARY[0] ** 2) & (squares < ORDINARY[1] ** 2))).nonzero()[:, 0]
-    if not len(odd):
+    extreme = (~((squares > ORDINARY[0] ** 2) & (squares < ORDINARY[1] ** 2))).nonzero()[:, 0]
+    if not len(extreme):
         return rows, squares, False
-    largest, squares = rows[odd].abs().amax(1).double(), squares.clone()
-    squares[odd[largest == 0]] = 1
-    odd, exponent = odd[largest > 0], torch.frexp(largest[largest > 0]).exponent
-    if len(odd):
+    largest, squares = rows[extreme].abs().amax(1).double(), squares.clone()
+    squares[extreme[largest == 0]] = 1
+    extreme, exponent = extreme[largest > 0], torch.frexp(largest[largest > 0]).exponent
+    if len(extreme):
         rows = rows.clone()
-        rows[odd] = scaled(rows[odd], -exponent[:, None]).to(rows.dtype)
-        squares[odd] = kernels.squares(rows[odd])
-    return rows, squares, len(odd) > 0
+        rows[extreme] = scaled(rows[extreme], -exponent[:, None]).to(rows.dtype)
+        squares[extreme] = kernels.squares(rows[extreme])
+    return rows, squares, len(extreme) > 0
 
 
 @dataclass
 class Block:
-    """Some gallery rows, ready: score = product * scale - shift grows as the distance falls."""
+    """Some gallery rows: score = product * scale - shift grows as the distance falls."""
 
     first: int
     rows: Tensor  # (n, D) float32 or float64
@@ -199,11 +188,11 @@ class Block:
 
 
 class Space:
-    """Queries under a metric on a device: scores of a tile, how far they can be off, exact distances of chosen pairs.
+    """The queries on a device, and a metric: scores of tiles, bounds of their error, exact distances of chosen pairs.
 
     Cosine: score = q·g / |g|; euclidean: score = q·g - |g|² / 2. Features of extreme size are scaled by powers of two,
-    which are exact: under the cosine each such row by its own; under the euclidean metric, if the queries are so, every
-    row by the same 2 ** -exponent, and all distances are then of those rows.
+    which is exact. Cosine: each extreme row by its own. Euclidean: if the queries are extreme, all rows by
+    2 ** -exponent, and distances are those of the scaled rows.
     """
 
     def __init__(self, query_feats: Feats, metric: str, device: torch.device | str | None, ids: Ids) -> None:
@@ -229,7 +218,7 @@ class Space:
             self.product_error = kernels.product_error(self.dim, **fused.BOUND)
 
     def _ready(self, rows: Tensor, first: int, name: str, squares: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
-        """`rows` in a dtype that holds every value exactly and that the kernels know, as in `ordinary_rows`."""
+        """Rows as the kernels take them, float32 or float64, exactly; their squared norms; whether none was scaled."""
         rows = rows.to(self.device, torch.float64 if rows.dtype == torch.float64 else torch.float32)
         rows = (scaled(rows, -self.exponent) if self.exponent else rows).contiguous()
         if squares is not None:
@@ -249,7 +238,10 @@ class Space:
         return rows, squares, not changed
 
     def block(self, first: int, rows: Tensor, ids: Ids, squares: Tensor | None = None) -> Block:
-        """Gallery rows (n, D) from row `first` on; `squares` spares the work where an `as_given` block has them."""
+        """Prepare gallery rows (n, D) from row `first` on.
+
+        `squares` of an earlier `as_given` block of the same rows are not computed again.
+        """
         if rows.shape[1] != self.dim:
             raise ValueError(f"query_feats has {self.dim} dimensions, gallery_feats has {rows.shape[1]}")
         rows, squares, as_given = self._ready(rows, first, "gallery_feats", squares)
@@ -319,17 +311,17 @@ def tile_sizes(space: Space, block_size: int | None) -> tuple[int, int]:
 
 
 @contextmanager
-def agreed(group: Any) -> Iterator[None]:
+def raised_together(group: Any) -> Iterator[None]:
     """What is raised on one process of the group is raised on all, so that none waits for ever."""
+    if group is None:
+        yield
+        return
     error = None
     try:
         yield
     except Exception as raised:
-        if group is None:
-            raise
         error = raised
-    if group is not None:
-        said: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(said, error and str(error), group=group)
-        if bad := [f"process {i}: {text}" for i, text in enumerate(said) if text is not None]:
-            raise ValueError("; ".join(bad)) from error
+    messages: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(messages, error and str(error), group=group)
+    if bad := [f"process {i}: {text}" for i, text in enumerate(messages) if text is not None]:
+        raise ValueError("; ".join(bad)) from error
