@@ -34,10 +34,12 @@ from reidlib.paths import REPOSITORY, run_folder, runs_root
 
 RESUME = ("auto", "restart", "never")
 MARK = "run.json"
-FORMAT = 1
+KIND = {"kind": "reidlib run", "format": 1}
 _REPLACED = ".replaced"  # holds the former run while a restart replaces it
-# Only these names are ever removed from a run folder.
-_FILES = (MARK, "params.json", "environment.json", "metrics.jsonl", "result.json", "last.pt", "epoch-*.pt")
+# Only these names are ever removed from a run folder. The first is written last when a run begins, moved first when the
+# run is replaced and put back last: a folder without it holds half a run.
+_WHOLE = "environment.json"
+_FILES = (_WHOLE, MARK, "params.json", "metrics.jsonl", "result.json", "last.pt", "epoch-*.pt")
 _FILES += ("model.safetensors", "model.json", "bad_batch.safetensors", "bad_batch.json")
 _FOLDERS = ("features", "figures", "notebooks", "tensorboard", "trackers", "plugins")
 
@@ -74,7 +76,7 @@ class RunFolder:
         """Whether the folder carries the mark of a run; runs of older versions are known by their files."""
         about = self._read_if_valid(MARK)
         if about is not None:
-            return "state" in about
+            return about.get("kind") == KIND["kind"]
         params = self._read_if_valid("params.json")  # before there was a mark
         return params is not None and "model" in params and (self.path / "environment.json").is_file()
 
@@ -116,7 +118,7 @@ class RunFolder:
                     self.write_state("begun")
                 if not (self.path / "last.pt").exists():
                     self.write_json("params.json", params)
-                    self.write_json("environment.json", environment() | {"seed": params.get("seed")})
+                    self.write_json(_WHOLE, environment() | {"seed": params.get("seed")})
             self._new = None
         return self
 
@@ -124,38 +126,41 @@ class RunFolder:
         return self.path.is_dir() and not any(path.name != ".lock" for path in self.path.iterdir())
 
     def _own(self, folder: Path) -> list[Path]:
-        """The files and folders in `folder` that a run writes, the mark first."""
+        """The files and folders in `folder` that a run writes."""
         return [path for pattern in (*_FILES, *_FOLDERS) for path in sorted(folder.glob(pattern))]
 
     @contextmanager
     def _replacing(self) -> Iterator[None]:
         """Move the former run aside for the block; delete it when the block ends well, put it back when it does not."""
         aside = self.path / _REPLACED
-        shutil.rmtree(aside, ignore_errors=True)  # of a restart that was killed while it deleted
+        self._restore()
         aside.mkdir()
         try:
             for path in self._own(self.path):
                 path.rename(aside / path.name)
             yield
         except BaseException:
-            self.recover(undo=True)
+            self._restore(undo=True)
             raise
-        (aside / MARK).unlink(missing_ok=True)  # from here on the new run counts
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)  # what cannot be deleted now is tried again at the next restart
 
-    def recover(self, *, undo: bool = False) -> None:
-        """Put back the former run where a restart was killed before the new one had begun."""
+    def recover(self) -> None:
+        """Put back the former run if a restart was killed before the new one had begun."""
+        if (self.path / _REPLACED).is_dir():
+            with suppress(OSError), self.lock():  # another process may be in the middle of a restart
+                self._restore()
+
+    def _restore(self, *, undo: bool = False) -> None:
         aside = self.path / _REPLACED
         if not aside.is_dir():
             return
-        if undo or ((aside / MARK).exists() and not (self.path / "environment.json").exists()):
-            for path in self._own(self.path):
-                if (aside / path.name).exists():
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if undo or not (self.path / _WHOLE).exists():
             for path in reversed(self._own(aside)):
-                path.rename(self.path / path.name)
-        with suppress(OSError):
-            aside.rmdir()
+                new = self.path / path.name
+                if new.exists() or new.is_symlink():
+                    shutil.rmtree(new) if new.is_dir() and not new.is_symlink() else new.unlink()
+                path.rename(new)
+        shutil.rmtree(aside, ignore_errors=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -252,7 +257,7 @@ class RunFolder:
             about: What else is known, such as `error`, one sentence.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.write_json(MARK, {"format": FORMAT, "state": state, "time": now} | about)
+        self.write_json(MARK, KIND | {"state": state, "time": now} | about)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -91,11 +91,111 @@ def test_create_resume_restart_never() -> None:
     assert not (run.path / "last.pt").exists()
 
 
-def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+THESIS = "years of work"
+
+
+@pytest.mark.parametrize("foreign", ["thesis.tex", "params.json", "run.json", "metrics.jsonl"])
+@pytest.mark.parametrize("resume", ["restart", "auto", "never"])
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path, foreign: str, resume: str) -> None:
+    (tmp_path / foreign).write_text(json.dumps({"thesis": THESIS, "state": "chapter 3"}))
     with pytest.raises(FileExistsError, match="not a run folder"):
-        Run.create(str(tmp_path), {}, resume="restart")
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        Run.create(str(tmp_path), {}, resume=resume)
+    assert json.loads((tmp_path / foreign).read_text())["thesis"] == THESIS
+    assert [path.name for path in tmp_path.iterdir()] == [foreign]
+
+
+def trained(name: str = "r") -> Run:
+    """A run that has been trained, with files that no run writes beside it."""
+    run = Run.create(name, {"epochs": 3, "model": "m"}).begin()
+    for file in ("last.pt", "model.safetensors", "features/a.safetensors", "epoch-0010.pt"):
+        (run.path / file).parent.mkdir(exist_ok=True)
+        (run.path / file).write_text("old")
+    run.write_json("model.json", {"name": "m"})
+    (run.path / "thesis.tex").write_text(THESIS)
+    (run.path / "notes").mkdir()
+    (run.path / "notes" / "a.md").write_text(THESIS)
+    return run
+
+
+def test_a_restart_removes_only_what_a_run_writes(tmp_path: Path) -> None:
+    run = trained()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_text("figure")
+    (run.path / "figures").symlink_to(tmp_path / "elsewhere")
+    Run.create("r", {"epochs": 5}, resume="restart").begin()
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {"run.json", "params.json", "environment.json", "thesis.tex", "notes"}
+    assert run.params == {"epochs": 5}
+    assert (run.path / "thesis.tex").read_text() == (run.path / "notes" / "a.md").read_text() == THESIS
+    assert (tmp_path / "elsewhere" / "a.png").read_text() == "figure"  # the link went, not what it points to
+
+
+@pytest.mark.parametrize("calls", range(12))
+@pytest.mark.parametrize("kind", ["error", "kill"])
+def test_a_restart_that_is_interrupted_leaves_a_usable_run(
+    monkeypatch: pytest.MonkeyPatch, calls: int, kind: str
+) -> None:
+    """At every rename in turn: an error, which is undone at once, or a kill, which the next opening undoes."""
+    run, rename, left = trained(), Path.rename, [calls]
+    old = {p.name: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
+
+    def interrupted(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError("interrupted")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    if kind == "kill":
+        monkeypatch.setattr(Run, "_restore", lambda self, **_: None)
+    new = Run.create("r", {"epochs": 5}, resume="restart")
+    try:
+        new.begin()
+    except OSError:
+        monkeypatch.undo()
+        monkeypatch.setenv("REID_RUNS", str(run.path.parent))
+        again = Run.open("r")
+        assert {p.name: p.read_bytes() for p in again.path.iterdir() if p.is_file() and p.name != ".lock"} == old
+        assert again.params["epochs"] == 3
+    else:
+        assert calls >= 7  # there are so many things to move
+        assert Run(run.path).params == {"epochs": 5}
+
+
+def test_a_folder_that_holds_only_a_lock_is_free() -> None:
+    run = Run(Run.folder("r"))
+    with run.lock():
+        pass
+    assert [path.name for path in run.path.iterdir()] == [".lock"]
+    assert Run.create("r", {"epochs": 1}).begin().params == {"epochs": 1}
+
+
+def test_one_process_holds_a_lock_once(tmp_path: Path) -> None:
+    run = Run(Run.folder("r"))
+    (tmp_path / "link").symlink_to(run.path)
+    with run.lock():
+        for same in (run, Run(run.path), Run(tmp_path / "link")):
+            with pytest.raises(OSError, match="is being trained by this kernel"), same.lock():
+                pass
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"name": ', "\xff\xfe"])
+def test_one_broken_run_does_not_stop_the_others(content: str) -> None:
+    for name in ("good", "bad"):
+        run = Run.create(name, {"model": "m"}).begin()
+        run.write_json("model.json", {"name": "osnet_x0_25", "trained_on": "x"})
+        run.write_metrics([{"epoch": 0}, {"epoch": 1}])
+    bad = Run(Run.folder("bad"))
+    (bad.path / "model.json").write_bytes(content.encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"left out of the list of runs: .*bad.model\.json"):
+        assert [run.name for run in Run.all()] == ["good"]
+        assert Run.open().name == "good"
+        assert Run.open(model="osnet_x0_25").name == "good"
+    with (bad.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "lo')  # a line that is being written
+    assert bad.metrics == [{"epoch": 0}, {"epoch": 1}]
 
 
 def test_open_says_which_runs_there_are() -> None:

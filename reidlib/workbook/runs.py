@@ -56,6 +56,7 @@ class Run(RunFolder):
             return self
         if run:
             self = cls(cls.folder(run))
+            self.recover()
             if not (self.path / ("model.json" if trained else "params.json")).is_file():
                 have = [r.name for r in cls.all(trained=trained)]
                 have = ", ".join(([n for n in have if n.startswith(f"{self.name}/")] or have)[:6]) or "none yet"
