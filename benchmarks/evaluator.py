@@ -4,7 +4,7 @@
 
 Features are drawn: 64 latent dimensions (identity, camera, noise), spread to the shape's by a random matrix and a ReLU,
 which leaves similarities as broad as trained ones. The plain ways run on some of the queries where all would take too
-long; their time is then scaled up, and so said. Memory is the highest resident size above the one with the features.
+long; their time is then scaled up, and the table says so. Memory is the highest resident size above the one with the features.
 """
 
 import argparse
@@ -193,9 +193,9 @@ def ranking_rows(shape: str, device: str, threads: int) -> list[str]:
         seconds, memory, value = measure(work, *part, **options)
         ranking, scale = seconds - base, len(q) / few
         off = abs(value - (mean if few == count else result.ap[:few].nanmean().item()))
-        said = f"{name}{f' ({few} queries)' if few < len(q) else ''}"
+        label = f"{name}{f' ({few} queries)' if few < len(q) else ''}"
         rows.append(
-            f"| | | {said} | {floor + ranking * scale:.1f} s | {1 + ranking * scale / floor:.1f}"
+            f"| | | {label} | {floor + ranking * scale:.1f} s | {1 + ranking * scale / floor:.1f}"
             f" | {ranking * scale:.1f} s | {memory:.0f} MiB | off by {off:.0e} |"
         )
     return rows

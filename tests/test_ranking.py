@@ -245,10 +245,10 @@ def test_what_is_refused():
         evaluate_ranking(q, g[:0], ids[0], ids[1][:0], ids[2], ids[3][:0])
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
         evaluate_ranking(q, g, *ids, metric="cosin")
-    for place, name in enumerate(names):
-        for bad in (ids[place].astype(str), ids[place].astype(float), ids[place][:, None]):
+    for column, name in enumerate(names):
+        for bad in (ids[column].astype(str), ids[column].astype(float), ids[column][:, None]):
             with pytest.raises(ValueError, match=f"{name} must be"):
-                evaluate_ranking(q, g, *ids[:place], bad, *ids[place + 1 :])
+                evaluate_ranking(q, g, *ids[:column], bad, *ids[column + 1 :])
 
 
 def test_junk_queries_have_no_match():
@@ -392,8 +392,8 @@ def test_gallery_shared_out(tmp_path, processes):
         for name in ("ordinary", "ties_block_edges", "junk_distractors"):
             assert torch.equal(torch.load(tmp_path / f"{name}.{rank}"), evaluate_ranking(*arrays(name)).ap)
         row = 300 * (processes - 1) // processes + 3
-        said = f"process {processes - 1}: gallery_feats has a NaN or infinite value in row {row}"
-        assert (tmp_path / f"error.{rank}").read_text() == said
+        message = f"process {processes - 1}: gallery_feats has a NaN or infinite value in row {row}"
+        assert (tmp_path / f"error.{rank}").read_text() == message
 
 
 def test_nothing_outside_is_changed():
