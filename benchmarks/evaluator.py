@@ -4,7 +4,8 @@
 
 Features are drawn: 64 latent dimensions (identity, camera, noise), spread to the shape's by a random matrix and a ReLU,
 which leaves similarities as broad as trained ones. The plain ways run on some of the queries where all would take too
-long; their time is then scaled up, and the table says so. Memory is the highest resident size above the one with the features.
+long; their time is then scaled up, and the table says so. Memory is the highest resident size above the one with the
+features.
 """
 
 import argparse
