@@ -52,12 +52,14 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist yet.
+        output: Another folder for what is written, for a run that is read-only.
     """
 
     folder = staticmethod(run_folder)
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, output: str | Path = "") -> None:
         self.path = Path(path)
+        self._output = Path(output) if str(output) else None
         self._new: tuple[dict[str, Any], str] | None = None  # parameters and `resume` of `create`, until `begin`
 
     def __repr__(self) -> str:
@@ -68,6 +70,17 @@ class RunFolder:
         """The run's name as `folder` takes it: "<run>", or "<search>/<point>" where it belongs to a search."""
         root = runs_root()
         return self.path.relative_to(root).as_posix() if self.path.is_relative_to(root) else self.path.name
+
+    @property
+    def out(self) -> Path:
+        """The folder that is written to.
+
+        Raises:
+            PermissionError: It is the run's own, which is read-only.
+        """
+        if self._output is None and self.path.is_dir() and not os.access(self.path, os.W_OK):
+            raise PermissionError(f"the run {self.path} is read-only: set `output` to a folder of yours")
+        return self._output or self.path
 
     # Begin
 
@@ -215,6 +228,8 @@ class RunFolder:
             ValueError: The file is not a JSON object.
         """
         path = self.path / name
+        if self._output is not None and (self._output / name).is_file():
+            path = self._output / name
         try:
             content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -241,7 +256,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write `content` to the JSON file `name`."""
-        with whole_file(self.path / name) as part:
+        with whole_file(self.out / name) as part:
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,9 +191,8 @@ def test_one_broken_run_does_not_stop_the_others(content: str) -> None:
     bad = Run(Run.folder("bad"))
     (bad.path / "model.json").write_bytes(content.encode("latin-1"))
     with pytest.warns(UserWarning, match=r"left out of the list of runs: .*bad.model\.json"):
-        assert [run.name for run in Run.all()] == ["good"]
-        assert Run.open().name == "good"
-        assert Run.open(model="osnet_x0_25").name == "good"
+        found = [*Run.all(), Run.open(), Run.open(model="osnet_x0_25")]
+    assert [run.name for run in found] == ["good"] * 3
     with (bad.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "lo')  # a line that is being written
     assert bad.metrics == [{"epoch": 0}, {"epoch": 1}]
@@ -263,3 +263,43 @@ def test_environment_is_json_and_names_no_folder() -> None:
     text = json.dumps(environment())
     assert str(Path.home()) not in text
     assert json.loads(text)["packages"]["torch"]
+
+
+def test_results_of_a_read_only_run_go_where_the_user_says(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32))
+    run = Run.create("theirs", {"model": "osnet_x0_25"}).begin()
+    record.save_model(run, model, trained_on="x", epoch=1)
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != run.path and writable(path, mode))
+    with pytest.raises(PermissionError, match=r"theirs is read-only: set `output` to a folder of yours"):
+        Run.open("theirs").add_result("x", {"mAP": 0.5})
+    mine = Run.open("theirs", output=str(tmp_path / "mine"))
+    mine.features(mine.load_model("cpu"), tiny)
+    mine.add_result("x", {"mAP": 0.5})
+    mine.add_result("y", {"mAP": 0.25})
+    assert mine.read_json("result.json")["results"] == {"x": {"mAP": 0.5}, "y": {"mAP": 0.25}}
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == {"features", "result.json"}
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+
+
+def test_features_are_kept_apart_by_the_size_and_the_interpolation(tiny) -> None:
+    model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32))
+    file = Run.folder("weights.safetensors")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), file)
+    found = {}
+    for size, interpolation in ((None, ""), ((64, 32), ""), ((64, 32), "bicubic")):
+        run = Run.open(model="osnet_x0_25", weights=str(file), size=size, interpolation=interpolation)
+        found[run.input_line] = run.features(run.load_model("cpu"), tiny)[0].feats
+        assert Run.open(run.name).input_line == run.input_line
+    assert list(found) == ["256 × 128 pixels (bilinear)", "64 × 32 pixels (bilinear)", "64 × 32 pixels (bicubic)"]
+    one, two, three = found.values()
+    assert not torch.equal(one, two)
+    assert not torch.equal(two, three)
+    with pytest.raises(ValueError, match="height and width go together"):
+        Run.open(model="osnet_x0_25", weights=str(file), size=(64, None))
+    with pytest.raises(ValueError, match="unknown interpolation 'bicubik'"):
+        Run.open(model="osnet_x0_25", weights=str(file), interpolation="bicubik")

@@ -23,7 +23,7 @@ from reidlib.run_folder import RESUME, RunFolder
 from reidlib.seeds import seeded
 from reidlib.training.loop import History, OnEpoch, Setup, batch_line, best_row
 from reidlib.training.losses import named_losses
-from reidlib.training.plugins import keep_plugins, load_kept_plugins, load_plugins
+from reidlib.training.plugins import keep_plugins, load_plugins
 from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import CLASS_RECIPES, RECIPES, Recipe
 from reidlib.training.settings import check_limits, default_of, help_of, setting, type_name, typed
@@ -246,18 +246,3 @@ def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(name) is not None:
             raise ValueError(f"{name!r} is given twice, as a parameter and in settings: keep one of them")
     return values | dict(settings)
-
-
-def open_plugins(run: RunFolder, plugins: str = "") -> None:
-    """Load the plug-ins that a run was trained with.
-
-    Args:
-        run: The run folder.
-        plugins: Files that the user names, which are loaded and noted instead.
-    """
-    hashes = run.params.get("plugin_files") or {}
-    named = load_plugins(plugins)
-    if named:
-        keep_plugins(named, run.path)
-    rest = {name: digest for name, digest in hashes.items() if digest not in named.values()}
-    load_kept_plugins(run.path, rest)

@@ -116,32 +116,38 @@ def _line(path: Path, error: Exception) -> str:
 
 
 def keep_plugins(files: Mapping[str, str], folder: Path) -> None:
-    """Copy plug-in files into the run folder `folder`, and note that they were named by a person.
+    """Copy plug-in files into a run folder, and trust them from now on.
 
     Args:
         files: The hash of each file by its path, of `load_plugins`.
         folder: The run folder.
     """
     for path in files:
-        target = folder / FOLDER / Path(path).name
-        if Path(path) != target:
-            with whole_file(target) as part:
-                shutil.copyfile(path, part)
+        with whole_file(folder / FOLDER / Path(path).name) as part:
+            shutil.copyfile(path, part)
+    trust(files)
+
+
+def trust(files: Mapping[str, str]) -> None:
+    """Note that a person has named these files, so that copies of them in run folders may be executed.
+
+    Args:
+        files: The hash of each file by its path.
+    """
     if files:
-        _note(files)
+        with whole_file(_noted()) as part:
+            part.write_text(json.dumps(_trusted() | {digest: Path(path).name for path, digest in files.items()}))
 
 
 def _noted() -> Path:
     return runs_root() / ".plugins.json"
 
 
-def _note(files: Mapping[str, str]) -> None:
+def _trusted() -> dict[str, str]:
     try:
-        known = json.loads(_noted().read_text(encoding="utf-8"))
+        return json.loads(_noted().read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        known = {}
-    with whole_file(_noted()) as part:
-        part.write_text(json.dumps(known | {digest: Path(path).name for path, digest in files.items()}, indent=2))
+        return {}
 
 
 def load_kept_plugins(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -154,10 +160,7 @@ def load_kept_plugins(folder: Path, hashes: Mapping[str, str]) -> None:
     Raises:
         ValueError: A copy has changed, or nobody here has named that file yet.
     """
-    try:
-        trusted = json.loads(_noted().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        trusted = {}
+    trusted = _trusted()
     for name, digest in hashes.items():
         path = folder / FOLDER / Path(name).name
         if not path.is_file() or sha256(path) != digest:

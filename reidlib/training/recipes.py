@@ -24,6 +24,7 @@ class Recipe:
 
     height: int = setting(0, "height that images are resized to, in pixels; 0: as the model was published")
     width: int = setting(0, "width, in pixels")
+    interpolation: str = setting("bilinear", "how images are resized", choices=("bilinear", "bicubic"))
     epochs: int = setting(8, "passes over the training set", least=1)
     people: int = setting(8, "P: different people in a batch", least=1)
     images: int = setting(4, "K: images of each person", least=1)
@@ -294,7 +295,9 @@ RECIPES["apnet"] = Recipe(
 # configs/Market1501. Its iterations are counted as epochs of Market-1501: 202 batches of 64, so that the 2000 of its
 # warm-up are 10 epochs, and 1000 with the trunk frozen are 5.
 # bagtricks_R50_fastreid: 94.4 / 86.1.    -p recipe fastreid_bot -p model bagtricks_R50_fastreid
-RECIPES["fastreid_bot"] = replace(RECIPES["bot"], milestones=(40, 90), warmup_from=0.1, center_weight=0)
+RECIPES["fastreid_bot"] = replace(
+    RECIPES["bot"], interpolation="bicubic", milestones=(40, 90), warmup_from=0.1, center_weight=0
+)
 # agw_R50_fastreid: 95.3 / 88.2.    -p recipe fastreid_agw -p model agw_R50_fastreid
 RECIPES["fastreid_agw"] = replace(RECIPES["fastreid_bot"], mining="weighted", margin=0)
 # sbs_R50_fastreid: 95.4 / 88.2.    -p recipe sbs -p model sbs_R50_fastreid

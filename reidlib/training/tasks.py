@@ -53,10 +53,18 @@ def fit(
         pk=recipe.pk,
         seed=recipe.seed,
         workers=setup.workers,
+        interpolation=recipe.interpolation,
         **part,
     )
     splits = [
-        eval_loader(s, model.input_size, cameras=dataset.camera_labels, workers=setup.workers, **part)
+        eval_loader(
+            s,
+            model.input_size,
+            cameras=dataset.camera_labels,
+            workers=setup.workers,
+            interpolation=recipe.interpolation,
+            **part,
+        )
         for s in (dataset.query, dataset.gallery)
     ]
 
@@ -81,7 +89,11 @@ def fit(
         accelerator=accelerator,
         score="mAP",
         stamp={"dataset": dataset.name, "data": dataset.fingerprint()},
-        about={"trained_on": dataset.name, "tested_on": dataset.tested_on},
+        about={
+            "trained_on": dataset.name,
+            "tested_on": dataset.tested_on,
+            "interpolation": recipe.interpolation,
+        },
         on_epoch=on_epoch,
     )
 
@@ -115,6 +127,7 @@ def pretrain(
         dataset,
         model.input_size,
         batch=recipe.people * recipe.images,
+        interpolation=recipe.interpolation,
         seed=recipe.seed,
         workers=setup.workers,
         rank=accelerator.process_index,
@@ -135,7 +148,11 @@ def pretrain(
         accelerator=accelerator,
         score="top1",
         stamp={"dataset": dataset.name, "data": dataset.fingerprint()},
-        about={"trained_on": dataset.name, "classes": list(dataset.classes)},
+        about={
+            "trained_on": dataset.name,
+            "classes": list(dataset.classes),
+            "interpolation": recipe.interpolation,
+        },
         augment=augment,
         on_epoch=on_epoch,
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from reidlib.errors import unknown_name
 from reidlib.files import sha256, whole_file
 from reidlib.paths import runs_root
 from reidlib.run_folder import RunFolder
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be look
     from reidlib.models import ReIDModel
 
 
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
 class Run(RunFolder):
     """One folder of `runs/`. Make one with `Run.create`, take an existing one with `Run.open`."""
 
@@ -27,34 +31,41 @@ class Run(RunFolder):
         *,
         model: str = "",
         weights: str = "",
+        size: tuple[int, int] | None = None,
+        interpolation: str = "",
+        plugins: str = "",
+        output: str = "",
         trained: bool = True,
         progress: bool | None = None,
     ) -> Self:
-        """A run that holds a trained model; without a name the newest one, with `model` the newest of that model.
+        """Open a run that holds a trained model.
 
-        Points of a search are taken by name, or where there is nothing else.
+        If there is no run at all, the train notebook is run first with its own defaults, the toy, so that every
+        notebook works alone.
 
-        With `weights` (see `create_model`) it is a light run, `runs/<model>-<weights>` unless `run` names it, made
-        where it is not there yet, downloads included: a copy of the weights in our own keys, so that it stays whole
-        when the download is gone, and all that takes a run takes it too. Its model.json says where they came from.
-        `trained=False` takes one that has only begun as well: without a name the one that wrote a line last.
-        Where there is no run at all, the train notebook is run first with its own defaults, the toy: so every notebook
-        works alone, from the first click. Raises FileNotFoundError for a name that is no run, ValueError for a run of
-        another model, and what `create_model` raises.
+        Args:
+            run: Its name or path; empty: the newest run, points of searches only if there is nothing else.
+            model: The newest run of this model; with `weights`, the model that they belong to.
+            weights: Published weights or a file, see `create_model`: gives a run that holds a copy of them,
+                `runs/<model>-<weights>` unless `run` names it, which every notebook accepts like a trained run.
+            size: (height, width) that these weights take, if not the published one.
+            interpolation: How images are resized for them, "bilinear" or "bicubic".
+            plugins: Plug-in files that the model needs, if nobody here has used them yet.
+            output: Another folder for what is written, for a run that is read-only.
+            trained: False opens runs that have only begun as well: without a name the one that wrote last.
+            progress: Whether a download shows its progress; None: on a terminal.
+
+        Raises:
+            FileNotFoundError: `run` is no run, or no run holds `model`.
+            ValueError: The run holds another model; what `create_model` raises.
         """
+        if interpolation and interpolation not in INTERPOLATIONS:
+            raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+        if size and None in size:
+            raise ValueError(f"height and width go together, got {size[0]} × {size[1]}: give both, or neither")
         if weights:
-            return cls._light(run, model, weights, progress)
-        if model:
-            from reidlib.models.zoo import known
-
-            of_model = [r for r in cls.all() if r.read_json("model.json")["name"] == known(model)]
-            self = cls.open(run) if run else next(iter(of_model), None)
-            if self is None:
-                raise FileNotFoundError(f"no run in {runs_root()} holds a {model}: name its `weights`, or train it")
-            if self.read_json("model.json")["name"] != known(model):
-                raise ValueError(f"the run {self.name} holds no {model}: choose another `run`, or leave out `model`")
-            return self
-        if run:
+            self = cls._light(run, model, weights, size, interpolation, progress)
+        elif run:
             self = cls(cls.folder(run))
             self.recover()
             if not (self.path / ("model.json" if trained else "params.json")).is_file():
@@ -62,7 +73,29 @@ class Run(RunFolder):
                 have = ", ".join(([n for n in have if n.startswith(f"{self.name}/")] or have)[:6]) or "none yet"
                 kind = "trained run" if trained else "run"
                 raise FileNotFoundError(f"no {kind} at {self.path}; runs in {runs_root()}: {have}")
-            return self
+        else:
+            self = cls._newest(model, trained)
+        if model and not weights:
+            from reidlib.models.zoo import known as canonical_name
+
+            if self.read_json("model.json")["name"] != canonical_name(model):
+                raise ValueError(f"the run {self.name} holds no {model}: choose another `run`, or leave out `model`")
+        if (size or interpolation) and not weights:
+            raise ValueError("height, width and interpolation go with `weights`: a run has its own in model.json")
+        if trained:
+            load_run_plugins(self, plugins)
+        return cls(self.path, cls.folder(output)) if output else self
+
+    @classmethod
+    def _newest(cls, model: str, trained: bool) -> Self:
+        if model:
+            from reidlib.models.zoo import known as canonical_name
+
+            name = canonical_name(model)
+            found = [r for r in cls.all() if r.read_json("model.json")["name"] == name]
+            if not found:
+                raise FileNotFoundError(f"no run in {runs_root()} holds a {model}: name its `weights`, or train it")
+            return found[0]
         if not cls.all(trained=trained):
             from reidlib.workbook.batch import run_notebook
 
@@ -72,7 +105,16 @@ class Run(RunFolder):
         return (whole or found)[0]
 
     @classmethod
-    def _light(cls, run: str, model: str, weights: str, progress: bool | None) -> Self:
+    def _light(
+        cls,
+        run: str,
+        model: str,
+        weights: str,
+        size: tuple[int, int] | None,
+        interpolation: str,
+        progress: bool | None,
+    ) -> Self:
+        """A run that holds a copy of published weights, so that it stays whole when the download is gone."""
         from reidlib.models import create_model
         from reidlib.models.weights import find_weights
         from reidlib.training import record
@@ -82,18 +124,24 @@ class Run(RunFolder):
         found = find_weights(model, weights)
         if found.run:
             return cls.open(str(found.run), model=model)
-        self = cls.create(run or found.label, {"model": found.model, "weights": found.name})
+        asked = {"model": found.model, "weights": found.name}
+        asked |= {"input_size": list(size)} if size else {}
+        asked |= {"interpolation": interpolation} if interpolation else {}
+        ending = f"-{size[0]}x{size[1]}" if size else ""
+        self = cls.create(run or f"{found.label}{ending}{f'-{interpolation}' * bool(interpolation)}", asked)
         made = self.read_json("model.json").get("weights")
-        if self.params and (made is None or self.params != {"model": found.model, "weights": found.name}):
+        if self.params and (made is None or self.params != asked):
             raise FileExistsError(f"the run {self.name} holds other weights than these: choose another `run`")
         if made and found.row:
             return self  # whether or not the download is there still
         file, digest = found.fetch(progress=progress)
         if made is None or made["sha256"] != digest:
-            net = create_model(model, weights=weights)
+            net = create_model(model, weights=weights, input_size=size)
             about = {"name": found.name, "link": found.row.link if found.row else "", "file": file.name}
             about |= {"sha256": digest, "report": str(net.report)}
-            record.save_model(self.begin(), net, trained_on=found.trained_on, tested_on=found.tested_on, weights=about)
+            about = {"weights": about} | ({"interpolation": interpolation} if interpolation else {})
+            record.save_model(self.begin(), net, trained_on=found.trained_on, tested_on=found.tested_on, **about)
+            self.write_state("ended")
         return self
 
     @classmethod
@@ -115,6 +163,16 @@ class Run(RunFolder):
         from reidlib.models.printed.published import distance
 
         return self.params.get("metric") or distance(self.read_json("model.json").get("name", ""))
+
+    @property
+    def interpolation(self) -> str:
+        """How images are resized for the run's model: "bilinear" or "bicubic"."""
+        return self.read_json("model.json").get("interpolation") or "bilinear"
+
+    @property
+    def input_line(self) -> str:
+        """What the model sees of an image, in words."""
+        return "{} × {} pixels ({})".format(*self.read_json("model.json")["input_size"], self.interpolation)
 
     @property
     def tested_on(self) -> str:
@@ -140,11 +198,11 @@ class Run(RunFolder):
         """Write `figure` to figures/<name>.png."""
         from reidlib.plots import save
 
-        return save(figure, self.path / "figures" / f"{name}.png")
+        return save(figure, self.out / "figures" / f"{name}.png")
 
     def save_table(self, table: "DataFrame", name: str) -> Path:
         """Write a pandas table to figures/<name>.csv, beside the picture of that name."""
-        path = self.path / "figures" / f"{name}.csv"
+        path = self.out / "figures" / f"{name}.csv"
         with whole_file(path) as part:
             table.to_csv(part, index=False)
         return path
@@ -189,13 +247,35 @@ class Run(RunFolder):
         from reidlib.evaluation.features import extract_features, load_features, save_features
 
         path = self.path / "features" / f"{dataset.name}{'-flip' * flip}.safetensors"
+        if not path.is_file():
+            path = self.out / "features" / path.name
         stamp = {"weights": sha256(self.path / "model.safetensors"), "data": dataset.fingerprint()}
+        stamp |= {"input": "{}x{} {}".format(*model.input_size, self.interpolation)}
         found = load_features(path, stamp)
         if found is None:
             found = {}
             for split in ("query", "gallery"):
-                options = {"cameras": self.cameras(dataset), "workers": workers}
+                options = {"cameras": self.cameras(dataset), "workers": workers, "interpolation": self.interpolation}
                 loader = eval_loader(getattr(dataset, split), model.input_size, **options)
                 found[split] = extract_features(model, loader, flip=flip, progress=progress)
-            save_features(path, found, stamp)
+            save_features(self.out / "features" / path.name, found, stamp)
         return found["query"], found["gallery"]
+
+
+def load_run_plugins(run: RunFolder, plugins: str = "") -> None:
+    """Load the plug-ins that a run was trained with.
+
+    Args:
+        run: The run folder.
+        plugins: Plug-in files that the user names, which are trusted from now on.
+
+    Raises:
+        ValueError: A plug-in of the run has not been named by anybody here, or has changed.
+    """
+    needed = run.params.get("plugin_files") or {}
+    if needed or plugins:
+        from reidlib.training.plugins import load_kept_plugins, load_plugins, trust
+
+        named = load_plugins(plugins)
+        trust(named)
+        load_kept_plugins(run.path, {n: digest for n, digest in needed.items() if digest not in named.values()})
