@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from reidlib.models import complexity, create_model, list_models, load_checkpoint
 from reidlib.models.backbones import HACNN
 from reidlib.models.checkpoints import RENAMES
+from reidlib.models.heads import Outputs, RetrievalModule
 from reidlib.models.layers import NonLocal, stripes
 from reidlib.models.printed.costs import IDENTITIES, measured
 from reidlib.models.wirings import jigsaw
@@ -346,6 +347,41 @@ def test_it_compiles_to_machine_code():
 
 
 # Training
+
+
+@slow_but(REPRESENTATIVES)
+def test_features_and_outputs_are_had_in_either_mode(loaded, images):
+    model, fixture = loaded
+    network, camids = model.network, camids_of(fixture)
+    x = model.normalise(images)
+    with torch.no_grad():
+        feats, outputs = network(x, camids), network.outputs(x, camids)
+        assert torch.equal(network.features(x, camids), feats)
+        assert isinstance(outputs, Outputs)
+        containers = [module for module in model.modules() if isinstance(module, RetrievalModule)]
+        for module in containers:  # norms and dropout stay as they are in eval mode
+            module.training = True
+        in_training = network(x, camids)
+        feats_in_training = network.features(x, camids)
+        for module in containers:
+            module.training = False
+    assert torch.equal(feats_in_training, feats)
+    for mine, called in zip(outputs, in_training, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, called, strict=True))
+    assert model.feature_dim == feats.shape[1]
+
+
+@slow_but(REPRESENTATIVES)
+def test_the_shapes_of_training_are_told_without_computing(loaded):
+    model, fixture = loaded
+    before = [module.training for module in model.modules()]
+    shapes = model.output_shapes()
+    assert [module.training for module in model.modules()] == before
+    assert all(tensor.is_meta for each in shapes for tensor in each)
+    images = torch.zeros(2, 3, *model.input_size, dtype=torch.uint8)
+    with torch.no_grad():
+        outputs = model.network.outputs(model.normalise(images), camids_of(fixture))
+    assert [[y.shape for y in ys] for ys in shapes] == [[y.shape for y in ys] for ys in outputs]
 
 
 @slow_but(REPRESENTATIVES, "name")

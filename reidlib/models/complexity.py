@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from reidlib.models.layers import in_mode
+
 
 class Complexity(NamedTuple):
     """`params` parameters, `macs` multiply-adds for one image of the model's input size."""
@@ -133,16 +135,13 @@ def _calls(model: nn.Module) -> list[Call]:
     def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         calls.append(Call(module, *(v.numel() if isinstance(v, torch.Tensor) else 0 for v in (inputs[0], output))))
 
-    modes = {module: module.training for module in model.modules()}
-    handles = [module.register_forward_hook(record) for module in modes]
+    handles = [module.register_forward_hook(record) for module in model.modules()]
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), in_mode(model, training=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a camera that the model does not know: the cost is the same
             black = model.pixel_mean.new_zeros(1, 3, *model.input_size)
-            model.eval()(black, black.new_zeros(1, dtype=torch.int64))
+            model(black, black.new_zeros(1, dtype=torch.int64))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return calls

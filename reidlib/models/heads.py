@@ -23,6 +23,27 @@ class Outputs(NamedTuple):
     maps: Sequence[Tensor] = ()
 
 
+class RetrievalModule(nn.Module):
+    """A head or a whole network: `features` gives what is ranked by, `outputs` what losses see, each in either mode.
+
+    Calling the module gives `outputs` in training mode and `features` in eval mode; the two methods are for whoever
+    wants the other one. `feature_dim` is the width of the features.
+    """
+
+    feature_dim: int
+
+    def features(self, *inputs: Tensor | Sequence[Tensor] | None) -> Tensor:
+        """Give the retrieval features, (B, feature_dim)."""
+        raise NotImplementedError
+
+    def outputs(self, *inputs: Tensor | Sequence[Tensor] | None) -> Outputs:
+        """Give class scores, embeddings and maps for the losses."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor | Sequence[Tensor] | None) -> Tensor | Outputs:
+        return self.outputs(*inputs) if self.training else self.features(*inputs)
+
+
 class CosineLinear(nn.Linear):
     """Scores are the cosines between the embedding and each class's weight, times `scale`.
 
@@ -47,16 +68,23 @@ _POOLS = {
 }
 
 
-class Head(nn.Module):
+class Head(RetrievalModule):
     """Pooling, an optional embedding, an optional neck, a classifier.
 
-    A map (B, channels, h, w) becomes the feature (B, feature_dim) in eval mode, `Outputs` in training mode.
-    `num_classes` None or 0 leaves the classifier out. `pool`: "avg", "gem" with a learned exponent, "gem3" with 3, or
-    "none". `embed` is the width of an embedding by linear layer, batch norm and ReLU, `reduce` of one by linear layer
-    alone; `dropout` the share of it that training drops. `neck="bn"` is the batch norm before the classifier of Luo et
-    al. ("Bag of Tricks", CVPR workshops 2019, arXiv 1903.07071): its shift stays zero and the classifier has no bias.
-    `feats` is what is ranked by and `metric_feats` what metric losses see, each "before" or "after" the neck.
-    `classifier`: "linear" or "cosine".
+    The neck is the batch norm before the classifier of Luo et al. ("Bag of Tricks", CVPR workshops 2019, arXiv
+    1903.07071): its shift stays zero and the classifier has no bias.
+
+    Args:
+        channels: Of the map (B, channels, h, w) that the head is called with, or the vector (B, channels).
+        num_classes: Identities in training; None or 0 leaves the classifier out.
+        pool: "avg", "gem" with a learned exponent, "gem3" with exponent 3, or "none" for a vector.
+        embed: Width of an embedding by linear layer, batch norm and ReLU; None for no embedding.
+        reduce: Width of an embedding by a linear layer alone.
+        dropout: Share of the embedding that training drops before the classifier.
+        neck: "bn", or None.
+        feats: What is ranked by: the vector "before" or "after" the neck.
+        metric_feats: What metric losses see, likewise.
+        classifier: "linear" or "cosine".
     """
 
     def __init__(
@@ -88,17 +116,18 @@ class Head(nn.Module):
         if self.neck is not None:
             self.neck.bias.requires_grad_(False)
 
-    def feature(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        """Pool and embed a map, (B, channels, h, w) to (B, feature_dim): the vector before the neck."""
         x = self.pool(x).flatten(1)  # (B, channels)
         return x if self.embedding is None else self.embedding(x)
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
-        before = self.feature(x)
-        if not self.training and self.feats == "before":
-            return before
+    def features(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return x if self.neck is None or self.feats == "before" else self.neck(x)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        before = self.embed(x)
         after = before if self.neck is None else self.neck(before)
-        if not self.training:
-            return after
         after = after if self.dropout is None else self.dropout(after)
         logits = [] if self.classifier is None else [self.classifier(after)]
         return Outputs(logits, [before if self.neck is not None and self.metric_feats == "before" else after])
@@ -118,7 +147,7 @@ class MidHead(Head):
         self.embedding = _embedding(sum(channels[:-1]), embed)
         self.embedding.apply(init_weights)
 
-    def feature(self, maps: tuple[Tensor, ...]) -> Tensor:
+    def embed(self, maps: tuple[Tensor, ...]) -> Tensor:
         *mid, last = (self.pool(x).flatten(1) for x in maps)
         mid = self.embedding(torch.cat(mid, dim=1))
         return torch.cat([mid, last] if self.mid_first else [last, mid], dim=1)
@@ -137,13 +166,13 @@ class MeanHead(Head):
         )
         self.embeddings.apply(init_weights)
 
-    def feature(self, maps: tuple[Tensor, Tensor]) -> Tensor:
+    def embed(self, maps: tuple[Tensor, Tensor]) -> Tensor:
         x, gates = maps
         of_map, of_gates = self.embeddings
         return (of_map(self.pool(x)) + of_gates(gates)).flatten(1) / 2
 
 
-class AttentionHead(nn.Module):
+class AttentionHead(RetrievalModule):
     """ABD-Net's: a map (B, channels, h, w), reduced to `width` channels and cut into `parts` stripes; each stripe goes
     through three streams (plain, channel attention, position attention), which the stripes share, and is pooled.
 
@@ -178,20 +207,26 @@ class AttentionHead(nn.Module):
         self.classifiers = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(parts if num_classes else 0))
         self.apply(init_weights)
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
+    def _parts(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The vector (B, width) of each part, and the maps that a penalty looks at."""
         feats, maps = [], []
         for part in stripes(self.reduction(x), self.parts):
             streams = [stream(part) for stream in self.streams.values()]
             merged = self.merge(sum(streams))
             # A penalty is quadratic in the map: of the stripes' it is the mean that upstream takes.
             maps += [y * self.parts**-0.5 for y in (*streams, merged)]
-            feats.append(self.pool(merged).flatten(1))  # (B, width)
-        if not self.training:
-            return torch.cat(feats, dim=1)
+            feats.append(self.pool(merged).flatten(1))
+        return feats, maps
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.cat(self._parts(x)[0], dim=1)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        feats, maps = self._parts(x)
         return Outputs([score(y) for score, y in zip(self.classifiers, feats, strict=False)], feats, maps)
 
 
-class ScoreHead(nn.Module):
+class ScoreHead(RetrievalModule):
     """The feature is the scores of the classes: 1x1 convolution, ReLU, average pooling. ValueError without classes."""
 
     def __init__(self, channels: int, num_classes: int | None, *, dropout: float = 0.0) -> None:
@@ -203,9 +238,12 @@ class ScoreHead(nn.Module):
         self.scores = nn.Conv2d(channels, num_classes, 1)  # not "classifier": without it there is no feature
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-    def forward(self, x: Tensor) -> Tensor | Outputs:
-        x = self.pool(F.relu(self.scores(self.dropout(x)))).flatten(1)
-        return Outputs([x], [x]) if self.training else x
+    def features(self, x: Tensor) -> Tensor:
+        return self.pool(F.relu(self.scores(self.dropout(x)))).flatten(1)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        x = self.features(x)
+        return Outputs([x], [x])
 
 
 def _conv_norm_relu(cin: int, cout: int, kernel: int) -> nn.Sequential:

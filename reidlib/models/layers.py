@@ -1,6 +1,7 @@
 """Parts that several trunks and heads share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,18 @@ class GeM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # a third power overflows half precision
         return F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(self.p), 1).pow(1 / self.p)
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module and all its parts into training or eval mode; afterwards each is in its own mode again."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.train(training)
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def stripes(x: Tensor, count: int) -> list[Tensor]:

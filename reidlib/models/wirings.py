@@ -1,7 +1,7 @@
 """How trunk and heads are wired, and the model that the rest of the workbook sees.
 
 Every wiring is called as `wiring(backbone, head, sizes)`, with the two factories of a declaration, and gives a network
-with `forward(x, camids=None)`, `feature_dim`, `cam_layer` and `cam_map`.
+of the class `Network`: `features(x, camids=None)`, `outputs(x, camids=None)`, `feature_dim`, `cam_layer`, `cam_map`.
 """
 
 import copy
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidlib.models.heads import Outputs
-from reidlib.models.layers import ChannelSelfAttention, fold_norms, stripes
+from reidlib.models.heads import Outputs, RetrievalModule
+from reidlib.models.layers import ChannelSelfAttention, fold_norms, in_mode, stripes
 
 Factory = Callable[..., nn.Module]
 
@@ -26,12 +26,19 @@ class Sizes(NamedTuple):
     input_size: tuple[int, int]  # height, width
 
 
-class Network(nn.Module):
-    """What every wiring has: a trunk, and where its class activation map is read."""
+class Network(RetrievalModule):
+    """The base of every wiring: a trunk, and where its class activation map is read.
+
+    A wiring defines `features(x, camids=None)` and `outputs(x, camids=None)` for normalised images (B, 3, H, W) and
+    camids (B,) int64, and has its `head` or `heads`.
+    """
 
     def __init__(self, backbone: Factory) -> None:
         super().__init__()
         self.backbone = backbone()
+
+    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+        return super().forward(x, camids)
 
     @property
     def cam_layer(self) -> nn.Module:
@@ -58,14 +65,21 @@ class Baseline(Network):
     def feature_dim(self) -> int:
         return self.head.feature_dim
 
-    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
-        return self.head(self.backbone(x))
+    def features(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
+        return self.head.features(self.backbone(x))
+
+    def outputs(self, x: Tensor, camids: Tensor | None = None) -> Outputs:
+        return self.head.outputs(self.backbone(x))
 
 
 class Branches(Network):
     """A trunk that gives several maps, and a head for each; the feature is theirs in a row.
 
-    `head` is one factory for all, or a tuple of one each. `normalise` scales each head's feature to length 1 first.
+    Args:
+        backbone: Factory of the trunk, whose `channels` is a tuple.
+        head: One factory for all maps, or a tuple of one each.
+        sizes: What the network must know of the data.
+        normalise: Scale each head's feature to length 1 first.
     """
 
     def __init__(
@@ -82,17 +96,20 @@ class Branches(Network):
         return sum(head.feature_dim for head in self.heads)
 
     def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
-        """One for each head."""
+        """Give what each head is called with."""
         return self.backbone(x)
 
-    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+    def features(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
+        feats = [head.features(part) for head, part in zip(self.heads, self.maps(x, camids), strict=True)]
+        return torch.cat([F.normalize(y, dim=1) if self.normalise else y for y in feats], dim=1)
+
+    def outputs(self, x: Tensor, camids: Tensor | None = None) -> Outputs:
         return self.join(self.maps(x, camids))
 
-    def join(self, maps: Sequence[Tensor]) -> Tensor | Outputs:
-        outs = [head(part) for head, part in zip(self.heads, maps, strict=True)]
-        if self.training:
-            return Outputs(*([y for ys in each for y in ys] for each in zip(*outs, strict=True)))
-        return torch.cat([F.normalize(out, dim=1) if self.normalise else out for out in outs], dim=1)
+    def join(self, maps: Sequence[Tensor]) -> Outputs:
+        """Put the outputs of all heads into one."""
+        outs = [head.outputs(part) for head, part in zip(self.heads, maps, strict=True)]
+        return Outputs(*([y for ys in each for y in ys] for each in zip(*outs, strict=True)))
 
 
 class MGN(Branches):
@@ -110,10 +127,8 @@ class MGN(Branches):
         b1, b2, b3 = self.backbone(x)
         return b1, b2, b3, *stripes(b2, 2), *stripes(b3, 3)
 
-    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
-        out = super().forward(x, camids)
-        if not self.training:
-            return out
+    def outputs(self, x: Tensor, camids: Tensor | None = None) -> Outputs:
+        out = super().outputs(x, camids)
         *whole, b21, b22, b31, b32, b33 = out.embeddings
         # As in FastReID metric losses see the stripes of a branch together.
         return out._replace(embeddings=[*whole, torch.cat([b21, b22], dim=1), torch.cat([b31, b32, b33], dim=1)])
@@ -150,11 +165,14 @@ class ABD(Branches):
     def __init__(self, backbone: Factory, head: tuple[Factory, Factory], sizes: Sizes) -> None:
         super().__init__(lambda: _TwoEnds(backbone()), head, sizes)
 
-    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
+    def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
+        return self.backbone(x)[1:]
+
+    def outputs(self, x: Tensor, camids: Tensor | None = None) -> Outputs:
         attended, *maps = self.backbone(x)
         out = self.join(maps)
         # Upstream weighs the penalty on this map by 0.01, and what is penalised is quadratic in the map.
-        return out._replace(maps=[0.1 * attended, *out.maps]) if self.training else out
+        return out._replace(maps=[0.1 * attended, *out.maps])
 
 
 class _TwoEnds(nn.Module):
@@ -203,11 +221,11 @@ class TransReID(Branches):
         parts = self.last[1](tokens.flatten(0, 1))[:, 0].unflatten(0, (-1, self.parts))
         return [whole, *parts.unbind(1)]
 
-    def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
-        out = super().forward(x, camids)
-        if self.training or not self.parts:
-            return out
-        whole, parts = out.tensor_split([self.backbone.channels], dim=1)
+    def features(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
+        feats = super().features(x, camids)
+        if not self.parts:
+            return feats
+        whole, parts = feats.tensor_split([self.backbone.channels], dim=1)
         return torch.cat([whole, parts / self.parts], dim=1)  # all parts together weigh as much as the whole
 
 
@@ -229,12 +247,22 @@ def jigsaw(patches: Tensor, parts: int, *, shift: int = 4) -> Tensor:
 class ReIDModel(nn.Module):
     """A network with its normalisation in front: what `create_model` returns.
 
-    `model(images, camids=None)`: RGB images (B, 3, H, W), uint8 or float in [0, 1], any memory layout; camids (B,)
-    int64 for the models that use the camera. In eval mode: feats (B, feature_dim), float32 (float64 if the model is),
-    exactly those that the model's own project ranks by. In training mode: `Outputs`. TypeError or ValueError says what
-    is wrong with `images`. `model.network(x, camids)` is the same after normalisation.
+    Call it with RGB images (B, 3, H, W), uint8 or float in [0, 1], of any memory layout, and for models that use the
+    camera with camids (B,) int64. In eval mode it gives feats (B, feature_dim), float32 (float64 if the model is),
+    exactly those that the model's own project ranks by; in training mode `Outputs`.
 
-    `cam_layer` is the module whose output is the last map; `cam_map(output)` gives it as (B, C, h, w).
+    Attributes:
+        network: The network behind the normalisation: `network(x, camids)`, and its `features` and `outputs`.
+        name: The model's name, `family`: the project whose files it loads.
+        init: The weights that it was built with, by their name; "random" for none.
+        report: What the last load of weights did, a `checkpoints.Report`; None before one.
+        num_classes, num_cameras, input_size: What it was built for; input_size is (height, width).
+        mean, std: Of the RGB channels in [0, 1].
+        feature_dim: Width of the features.
+        cam_layer: The module whose output is the last map; `cam_map(output)` gives it as (B, C, h, w).
+
+    Raises:
+        TypeError, ValueError: The images are not as described, or too small.
     """
 
     def __init__(
@@ -274,24 +302,32 @@ class ReIDModel(nn.Module):
         return out if self.training or out.dtype == torch.float64 else out.float()
 
     def scores(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
-        """The scores of the classes, (B, num_classes) float32 or better, the mean over all classifiers: what a model is
-        judged by where its classes are those of the pictures. Norms and dropout are as in eval mode, in either mode.
+        """Score the classes, by the mean over all classifiers, with norms and dropout as in eval mode.
 
-        ValueError for a model without a classifier.
+        Args:
+            images: As for the model itself.
+            camids: Likewise.
+
+        Returns:
+            (B, num_classes), float32 or better.
+
+        Raises:
+            ValueError: The model has no classifier.
         """
-        modes = {module: module.training for module in self.modules()}
-        try:
-            for (
-                module
-            ) in modes:  # heads and wirings give scores in training only, and are all that is in these two files
-                module.training = type(module).__module__ in (__name__, Outputs.__module__)
-            logits = self(images, camids).logits
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with in_mode(self, training=False):
+            logits = self.network.outputs(self.normalise(images), camids).logits
         if not logits:
             raise ValueError(f"{self.name} was built without a classifier: give num_classes")
         return torch.stack([x if x.dtype == torch.float64 else x.float() for x in logits]).mean(0)
+
+    def output_shapes(self) -> Outputs:
+        """What training gives for two images, as tensors on the meta device: nothing is computed or changed."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        images = torch.empty(2, 3, *self.input_size, device="meta")
+        camids = torch.zeros(2, dtype=torch.int64, device="meta")
+        with in_mode(self, training=True):
+            return torch.func.functional_call(self, shapes, (images, camids))
 
     def fuse(self) -> "ReIDModel":
         """A copy for evaluation, its batch norms folded into the convolutions before them: the same features, up to

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reidlib.models import Complexity, complexity, create_model
+from reidlib.models.heads import RetrievalModule
 from reidlib.models.printed.costs import CAMERAS, IDENTITIES, Figure, figures
 from reidlib.models.printed.published import SOURCES, Published, published
 from reidlib.models.weights import Weights, published_weights
@@ -112,4 +113,7 @@ def _parts(network: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> Iter
 
 def _part(module: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> tuple[str, tuple[int, ...], int]:
     kind = type(module).__name__.lstrip("_")
-    return kind, shapes.get(module, ()), sum(p.numel() for p in module.parameters())
+    width = (
+        (module.feature_dim,) if isinstance(module, RetrievalModule) else ()
+    )  # a head is not called: its methods are
+    return kind, shapes.get(module, width), sum(p.numel() for p in module.parameters())
