@@ -15,7 +15,7 @@ from reidlib.models.heads import Outputs
 from reidlib.models.imagenet import with_imagenet
 from reidlib.models.weights import find_weights, published_weights
 from reidlib.models.wirings import ReIDModel, Sizes
-from reidlib.models.zoo import MODELS, Model, known
+from reidlib.models.zoo import MODELS, Model, canonical_name
 
 __all__ = [
     "CheckpointError",
@@ -56,7 +56,7 @@ def create_model(
     ValueError for an unknown name (with the nearest ones) or impossible sizes, FileNotFoundError for weights that are
     not there or ask for a person, DownloadError, or CheckpointError where they do not fit.
     """
-    name = known(name)
+    name = canonical_name(name)
     for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")

@@ -74,12 +74,12 @@ _THOP_FASTREID = _THOP - {"BatchNorm1d", "BatchNorm2d"} | {"BatchNormAct2d"}
 def _thop(
     model: nn.Module,
     *,
-    known: set[str] = _THOP,
+    layers: set[str] = _THOP,
     but: str = _NOTHING,
     twice: str = _NOTHING,
     called: str = _NOTHING,
 ) -> Complexity:
-    """Layers of the `known` classes only: others have neither parameters nor cost. No biases; norms cost four an
+    """Layers of the classes in `layers` only: others have neither parameters nor cost. No biases; norms cost four an
     element, softmaxes three, average pools one an output, adaptive ones one an input more.
 
     What differs by project: layers whose name matches `but` are left out; of those that match `twice`, registered twice
@@ -91,7 +91,7 @@ def _thop(
         if re.search(called, name):
             given, taken = (*module.weight.shape, len(module.weight))[:2]  # a linear layer or a norm, on one vector
             calls.append(Call(module, taken, given))
-    calls = [call for call in calls if type(call.module).__name__ in known and not re.search(but, names[call.module])]
+    calls = [call for call in calls if type(call.module).__name__ in layers and not re.search(but, names[call.module])]
     macs = 0
     for module, taken, given in calls:
         cost = given * _products(module, bias=False) + 4 * taken * isinstance(module, _THOP_NORMS)
@@ -121,7 +121,7 @@ _COUNTINGS = {
     "total": _total,
     "torchreid": _torchreid,
     "thop": _thop,
-    "thop-fastreid": partial(_thop, known=_THOP_FASTREID, but=r"heads?(\.\d)?\.pool$|features\..*\.avgpool$"),
+    "thop-fastreid": partial(_thop, layers=_THOP_FASTREID, but=r"heads?(\.\d)?\.pool$|features\..*\.avgpool$"),
     "thop-abd": partial(_thop, called=r"\bclassifier(s\.\d)?$"),
     "thop-transreid": partial(_thop, called=r"\bneck$"),
     "thop-apnet": partial(_thop, twice=r"backbone\.(conv1|bn1|layer\d)\b"),

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from reidlib.files import sha256
 from reidlib.models.download import checked, fetch, note
 from reidlib.models.printed.published import Published, published
-from reidlib.models.zoo import known
+from reidlib.models.zoo import canonical_name
 from reidlib.paths import run_folder, weights_root
 
 _ASK_A_PERSON = ("mega.nz", "drive.google.com")
@@ -102,7 +102,7 @@ class Weights:
 
 def published_weights(model: str) -> dict[str, Weights]:
     """All that have a link, by their name with the table in front, oldest table first."""
-    model, found = known(model), {}
+    model, found = canonical_name(model), {}
     for row in published(model):
         if row.link:
             name = f"{row.table}:{_trained_on(row)}"
@@ -116,7 +116,7 @@ def find_weights(model: str, weights: str | Path) -> Weights:
     FileNotFoundError for a file that is not there, ValueError for an unknown model or any other name, which lists the
     names that exist, the nearest first.
     """
-    model, text = known(model), str(weights)
+    model, text = canonical_name(model), str(weights)
     found = published_weights(model)
     plain = {name.partition(":")[2]: one for name, one in found.items()}  # the newest of each
     if one := found.get(text) or plain.get(text):

@@ -217,9 +217,14 @@ ALIASES = {
 }
 
 
-def known(name: str) -> str:
-    """Today's name of a model. ValueError for one that nobody knows, with the nearest ones."""
+def canonical_name(name: str) -> str:
+    """Give today's name of a model; ValueError for a name that is not in MODELS, with the nearest ones."""
     name = ALIASES.get(name, name)
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
     return name
+
+
+def declaration(name: str) -> Model:
+    """Give the declaration behind a model's name; ValueError as from `canonical_name`."""
+    return MODELS[canonical_name(name)]

@@ -16,8 +16,7 @@ from reidlib.data.folders import load_classes
 from reidlib.data.transforms import build_augmentation
 from reidlib.errors import unknown_name
 from reidlib.models import ReIDModel, create_model
-from reidlib.models.zoo import MODELS
-from reidlib.models.zoo import known as canonical_name
+from reidlib.models.zoo import canonical_name, declaration
 from reidlib.paths import slug
 from reidlib.run_folder import RESUME, RunFolder
 from reidlib.seeds import seeded
@@ -233,7 +232,7 @@ def base_recipe(plan: Plan) -> Recipe:
 
 
 def _recipe_of_model(plan: Plan) -> str:
-    return "imagenet" if plan.task == PRETRAIN else MODELS[canonical_name(plan.model)].recipe
+    return "imagenet" if plan.task == PRETRAIN else declaration(plan.model).recipe
 
 
 def _flat(params: Mapping[str, Any]) -> dict[str, Any]:

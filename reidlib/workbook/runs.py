@@ -76,7 +76,7 @@ class Run(RunFolder):
         else:
             self = cls._newest(model, trained)
         if model and not weights:
-            from reidlib.models.zoo import known as canonical_name
+            from reidlib.models.zoo import canonical_name
 
             if self.read_json("model.json")["name"] != canonical_name(model):
                 raise ValueError(f"the run {self.name} holds no {model}: choose another `run`, or leave out `model`")
@@ -89,7 +89,7 @@ class Run(RunFolder):
     @classmethod
     def _newest(cls, model: str, trained: bool) -> Self:
         if model:
-            from reidlib.models.zoo import known as canonical_name
+            from reidlib.models.zoo import canonical_name
 
             name = canonical_name(model)
             found = [r for r in cls.all() if r.read_json("model.json")["name"] == name]

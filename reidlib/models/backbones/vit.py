@@ -18,12 +18,19 @@ from torch.nn import functional as F
 class ViT(nn.Module):
     """The trunk: images (B, 3, H, W) to tokens (B, 1 + h * w, 768), class token first, before the last block and norm.
 
-    `last`, which is not run here, are these two: a wiring may have several copies. Patches of 16 x 16 pixels lie
-    `stride` apart. Images of another size than `input_size` take resized position embeddings.
-    `camera_weight`: times what the learned embedding of the camera is added to every token (SIE); None for no
-    embedding. What is added for a camera that is not among `num_cameras`, or without camids, is said by
-    `unseen_camera`: "mean", the mean of the known ones, with one warning; "error", nothing, as it is a ValueError.
-    `cam_layer` gives the patches' tokens as a map (B, 768, h, w). `imagenet`: see `load_imagenet`.
+    `last`, which is not run here, are these two: a wiring may have several copies. Images of another size than
+    `input_size` take resized position embeddings. `cam_layer` gives the patches' tokens as a map (B, 768, h, w).
+
+    Args:
+        input_size: Height and width of the images.
+        num_cameras: Cameras in training, each with an embedding of its own (SIE).
+        stride: Pixels between the patches of 16 x 16.
+        camera_weight: Times what the camera's embedding is added to every token; None for no embedding.
+        unseen_camera: What is added without camids, or for one that is not below `num_cameras`: "mean" of all
+            embeddings, with one warning, or "error": a ValueError.
+        imagenet: The library's weights that the trunk may begin with; see `adapt`.
+        drop_path: Probability that training leaves out the last block; it grows from 0 at the first.
+        depth: Number of blocks.
     """
 
     def __init__(
@@ -91,11 +98,11 @@ class ViT(nn.Module):
             self._unseen("no camids are given" if count else "the model was built without num_cameras")
             return mean
         camids = camids.to(mean.device)
-        known = (camids >= 0) & (camids < count)
-        if not (torch.compiler.is_compiling() or known.is_meta) and not known.all():  # these two have no values to ask
-            self._unseen(f"camids {sorted(set(camids[~known].tolist()))} are not in 0 to {count - 1}")
+        seen = (camids >= 0) & (camids < count)
+        if not (torch.compiler.is_compiling() or seen.is_meta) and not seen.all():  # these two have no values to ask
+            self._unseen(f"camids {sorted(set(camids[~seen].tolist()))} are not in 0 to {count - 1}")
         embedding = self.sie_embed[camids.clamp(0, count - 1)]
-        return torch.where(known.view(-1, 1, 1), embedding, mean)
+        return torch.where(seen.view(-1, 1, 1), embedding, mean)
 
     def _unseen(self, reason: str) -> None:
         if self.unseen_camera == "error":
