@@ -181,11 +181,11 @@ def test_the_published_layout_loads_strictly(name, dataset):
         model = build(name, dataset)
     for source in (state, {"state_dict": parallel, "epoch": 60, "optimizer": {}}):
         report = load_checkpoint(model, source)
-        assert all("classifier" in key for key in report.kept)
-        assert report.kept == () or not any("classifier" in key for key in state)  # TransReID's files have none
+        assert all("classifier" in key for key in report.missing)
+        assert report.missing == () or not any("classifier" in key for key in state)  # TransReID's files have none
         assert set(report.dropped) <= {*fixture["unused"], *fixture["aliases"].values()}
         assert report.matched + len(report.dropped) == len(state)
-        assert report.matched + len(report.kept) == len(model.state_dict())
+        assert report.matched + len(report.missing) == len(model.state_dict())
 
 
 def test_a_classifier_of_another_size_is_dropped_and_named(name):
@@ -197,7 +197,7 @@ def test_a_classifier_of_another_size_is_dropped_and_named(name):
         model, bare = build(name), create_model(name, num_cameras=6)
     report = load_checkpoint(model, empty_state(fixture, "msmt17"))
     assert [key for key in report.dropped if key in fixture["by_dataset"]] == classifier
-    assert len(report.kept) == len(classifier)
+    assert len(report.missing) == len(classifier)
     assert all(key in str(report) for key in classifier)
     assert set(classifier) <= set(load_checkpoint(bare, empty_state(fixture)).dropped)
 
@@ -210,7 +210,7 @@ def test_own_weights_come_back_bit_equal_through_safetensors(loaded, tmp_path):
     for tensor in again.state_dict().values():
         tensor.zero_()
     report = load_checkpoint(again, tmp_path / "model.safetensors")
-    assert (report.matched, report.renamed, report.dropped, report.kept) == (len(model.state_dict()), 0, {}, ())
+    assert (report.matched, report.renamed, report.dropped, report.missing) == (len(model.state_dict()), 0, {}, ())
     loaded_back = again.state_dict()
     assert all(torch.equal(loaded_back[key], tensor) for key, tensor in model.state_dict().items())
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 import reidlib
-from reidlib import paths
-from reidlib.models import checkpoints, download, weights
+from reidlib import models, paths
+from reidlib.models import CheckpointError, checkpoints, download, weights, zoo
 from reidlib.models.download import DownloadError, fetch
 from reidlib.models.printed.published import Published, published
 from reidlib.models.weights import find_weights, published_weights
@@ -34,10 +35,13 @@ class Server(ThreadingHTTPServer):
     cut_after: int | None = None  # bytes of a body after which the connection ends
     cuts = 10**9  # how many answers end so
     slow = 0.0  # seconds before each answer
+    stall_after: int | None = None  # bytes of a body after which nothing comes any more
+    status: int | None = None  # of every answer, in place of 200
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str | None] = []  # the Range of each request
+        self.headers: dict[str, str | None] = {}  # in place of those that would be sent; None for no such header
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
@@ -65,15 +69,23 @@ class Handler(BaseHTTPRequestHandler):
             if begin >= len(server.content):
                 return self.send_error(416)
         body = server.content[begin:]
-        self.send_response(206 if begin else 200)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
-        self.send_header("Content-Type", "text/html; charset=utf-8" if server.page else "application/octet-stream")
-        if server.sized:
-            self.send_header("Content-Length", str(len(body)))
-        if server.validator:
-            self.send_header("ETag", server.validator)
+        self.send_response(server.status or (206 if begin else 200))
+        size = len(server.content)
+        headers = {
+            "Content-Range": f"bytes {begin}-{size - 1}/{size}" if begin else None,
+            "Content-Type": "text/html; charset=utf-8" if server.page else "application/octet-stream",
+            "Content-Length": str(len(body)) if server.sized else None,
+            "ETag": server.validator,
+        }
+        for name, value in (headers | server.headers).items():
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
+        if server.stall_after is not None:
+            self.wfile.write(body[: server.stall_after])
+            self.wfile.flush()
+            threading.Event().wait(5)
+            return None
         if server.cut_after is not None and server.cuts > 0:
             server.cuts -= 1
             body = body[: server.cut_after]
@@ -104,7 +116,8 @@ def test_a_file_comes_whole_with_its_hash_and_is_fetched_once(server, tmp_path):
     assert path.read_bytes() == CONTENT
     assert digest == hashlib.sha256(CONTENT).hexdigest()
     record = json.loads((tmp_path / "cache" / "small.pth.json").read_text())
-    assert (record["link"], record["size"], record["sha256"]) == (server.link, len(CONTENT), digest)
+    assert (record["link"], record["size"]) == (server.link, len(CONTENT))
+    assert "sha256" not in record  # not before it has been loaded
     assert files(path.parent) == {"small.pth", "small.pth.json"}
     assert fetch(server.link, path) == digest
     assert server.asked == [None]
@@ -179,7 +192,7 @@ def test_a_wrong_size_is_no_file(server, tmp_path):
 
 def test_a_changed_file_is_refused(server, tmp_path):
     path = tmp_path / "small.pth"
-    fetch(server.link, path)
+    download.record_hash(path, server.link, fetch(server.link, path))
     path.write_bytes(b"other")
     with pytest.raises(DownloadError, match=r"small\.pth has changed since its first use \(sha256 .{12}… then"):
         fetch(server.link, path)
@@ -189,6 +202,82 @@ def test_a_changed_file_is_refused(server, tmp_path):
         fetch(server.link, path)
     (tmp_path / "small.pth.json").unlink()  # the way out that the sentence names
     assert fetch(server.link, path) == hashlib.sha256(CONTENT[::-1]).hexdigest()
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e6", "9" * 30, "١٢", ""])
+def test_a_length_that_is_none_is_one_sentence(server, tmp_path, length):
+    server.headers = {"Content-Length": length.encode().decode("latin1")}
+    refused(server.link, tmp_path, r"answers with the length '.*', which is none$")
+
+
+def refused(link: str, folder: Path, reason: str, **options: float) -> None:
+    """Downloading raises one sentence with `reason`, and leaves no file."""
+    with pytest.raises(DownloadError, match=reason) as error:
+        fetch(link, folder / "small.pth", **options)
+    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert not (folder / "small.pth").exists()
+
+
+def test_a_part_that_nobody_asked_for_is_no_file(server, tmp_path):
+    server.status, server.headers = 206, {"Content-Range": "bytes 0-1023999/2048000"}
+    refused(server.link, tmp_path, "answers with a part of a file, though all of it was asked for$")
+
+
+@pytest.mark.parametrize("range_", [None, "bytes 0-1023999/1024000", "bytes 300000-1023999/9999999", "lines 1-2/3"])
+def test_a_part_of_something_else_is_thrown_away(server, tmp_path, range_):
+    server.cut_after, server.cuts = 300_000, download.TRIES
+    server.ranges = False
+    with pytest.raises(DownloadError, match="cut off 5 times"):
+        fetch(server.link, tmp_path / "small.pth")
+    server.ranges, server.headers = True, {"Content-Range": range_}
+    (tmp_path / "small.pth.part").write_bytes(CONTENT[:300_000])
+    fetch(server.link, tmp_path / "small.pth")
+    assert (tmp_path / "small.pth").read_bytes() == CONTENT
+    assert server.asked[-2:] == ["bytes=300000-", None]
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "/etc/hostname", "http://[", ""])
+def test_a_redirect_leads_to_no_file_of_this_computer(server, tmp_path, target):
+    server.status, server.headers = 302, {"Location": target, "Content-Type": None}
+    refused(server.link, tmp_path, r"redirects to|cannot be reached|answers 302")
+    assert not files(tmp_path)
+
+
+def test_an_endless_redirect_is_one_sentence(server, tmp_path):
+    server.status, server.headers = 302, {"Location": server.link}
+    refused(server.link, tmp_path, "answers 302 .* infinite loop")
+
+
+def test_a_redirect_to_the_file_is_followed(server, tmp_path):
+    moved = Server()
+    try:
+        moved.status, moved.headers = 301, {"Location": server.link}
+        fetch(moved.link, tmp_path / "small.pth")
+        assert (tmp_path / "small.pth").read_bytes() == CONTENT
+    finally:
+        moved.shutdown()
+        moved.server_close()
+
+
+def test_a_connection_that_stalls_is_cut_and_continued(server, tmp_path):
+    server.stall_after = 100_000
+    refused(server.link, tmp_path, r"was cut off 5 times, the last time by timed out", timeout=0.05)
+    server.stall_after = None
+    fetch(server.link, tmp_path / "small.pth")
+    assert (tmp_path / "small.pth").read_bytes() == CONTENT
+
+
+def test_an_error_of_many_lines_is_one(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(Handler.responses, 503, ("Busy\x07\x1b[31m " * 100, ""))
+    server.status = 503
+    refused(server.link, tmp_path, r"answers 503 Busy\\x07")
+
+
+@pytest.mark.parametrize("content", ["[]", "[[", '"text"', "null", "[" * 100_000, "\xff"])
+def test_a_record_that_is_no_object_is_one_sentence(server, tmp_path, content):
+    (tmp_path / "small.pth.json").write_text(content, encoding="latin1")
+    refused(server.link, tmp_path, r"small\.pth\.json (holds no JSON object|is not valid JSON \(.*\)): delete it$")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +296,7 @@ def test_a_page_in_place_of_a_file_is_said(server, tmp_path, content, page, said
 
 
 def test_a_missing_file_and_no_network_are_one_sentence(server, tmp_path):
-    with pytest.raises(DownloadError, match=r"/none answers 404 Not Found: it is not there for us now"):
+    with pytest.raises(DownloadError, match=r"/none answers 404 Not Found: no file is available"):
         fetch(server.link.replace("/files/small.pth", "/none"), tmp_path / "small.pth")
     with socket.socket() as free:  # bound, but nobody listens
         free.bind(("127.0.0.1", 0))
@@ -310,11 +399,11 @@ def test_an_unknown_name_lists_what_there_is_nearest_first(table, tmp_path):
             find_weights("osnet_x0_25", path)
 
 
-def test_links_that_ask_for_a_person_say_what_to_do_and_find_it_there(table, tmp_path):
+def test_links_that_need_a_browser_say_what_to_do_and_find_it_there(table, tmp_path):
     one = find_weights("osnet_x0_25", "dukemtmcreid")
     said = (
-        r"weights hand:dukemtmcreid of osnet_x0_25 ask for a person: open https://mega\.nz/#!abc in a browser and put "
-        r"the file there as .*/mine/osnet_x0_25-hand-dukemtmcreid\.pth"
+        r"weights hand:dukemtmcreid of osnet_x0_25 need a browser: open https://mega\.nz/#!abc and save the file as "
+        r".*/mine/osnet_x0_25-hand-dukemtmcreid\.pth"
     )
     with pytest.raises(FileNotFoundError, match=said):
         one.fetch()
@@ -323,7 +412,7 @@ def test_links_that_ask_for_a_person_say_what_to_do_and_find_it_there(table, tmp
     there.write_bytes(CONTENT)
     assert one.fetch() == (there, hashlib.sha256(CONTENT).hexdigest())
     there.write_bytes(b"<html>sign in</html>")  # what one gets by the wrong button: no weights, and not held to them
-    with pytest.raises(reidlib.models.CheckpointError, match=r"dukemtmcreid\.pth\.tar is a web page, not weights"):
+    with pytest.raises(CheckpointError, match=r"dukemtmcreid\.pth\.tar is a web page, not weights"):
         reidlib.create_model("osnet_x0_25", weights="dukemtmcreid")
     torch.save(reidlib.create_model("osnet_x0_25").state_dict(), there)
     reidlib.create_model("osnet_x0_25", weights="dukemtmcreid")
@@ -394,22 +483,117 @@ def test_a_model_comes_with_a_file_or_a_run(trained, monkeypatch):
         net = reidlib.create_model("osnet_x0_25", weights=name)
         assert (net.num_classes, net.input_size) == (3, (64, 32))
     monkeypatch.setattr("reidlib.models._layouts", tuple)  # what else it might fit takes seconds to build
-    with pytest.raises(reidlib.models.CheckpointError, match=r"trained\.pth does not fit mlfn: "):
+    with pytest.raises(CheckpointError, match=r"trained\.pth does not fit mlfn: "):
         reidlib.create_model("mlfn", weights=file)
 
 
-def test_the_cameras_that_weights_know_are_read_off_their_shapes():
+def trained_for(state: dict, name: str) -> checkpoints.Training:
+    spec = zoo.MODELS[name]
+    at = lambda size: models._shapes(replace(spec, family="", input_size=size))  # noqa: E731
+    return checkpoints.trained_for(state, spec.family, at, spec.input_size)
+
+
+def on_meta(name: str, **sizes: object) -> dict:
     with torch.device("meta"):
-        net = reidlib.create_model("deit_transreid", num_classes=4, num_cameras=8)
-    state = net.state_dict()
-    assert checkpoints.trained_for(state, net.family) == (4, 8)
+        return reidlib.create_model(name, **sizes).state_dict()
+
+
+def test_what_weights_were_trained_for_is_read_off_their_shapes():
+    own = on_meta("deit_transreid", num_classes=4, num_cameras=8)
+    assert trained_for(own, "deit_transreid") == (4, 8, (256, 128))
     upstream = {"base.sie_embed": torch.empty(15, 1, 768), "base.fc.weight": torch.empty(1000, 768)}
-    assert checkpoints.trained_for(upstream, net.family) == (None, 15)
+    assert trained_for(upstream, "deit_transreid") == (None, 15, None)
     fastreid = {"heads.weight": torch.empty(751, 2048), "heads.bottleneck.0.weight": torch.empty(2048)}
-    assert checkpoints.trained_for(fastreid, "fast-reid") == (751, None)
-    with torch.device("meta"):
-        scores = reidlib.create_model("v2018_SqueezeNet", num_classes=6).state_dict()
-    assert checkpoints.trained_for(scores, "torchreid-2018") == (6, None)
+    assert trained_for(fastreid, "bagtricks_R50_fastreid") == (751, None, None)
+    assert trained_for(on_meta("v2018_SqueezeNet", num_classes=6), "v2018_SqueezeNet") == (6, None, None)
+
+
+@pytest.mark.parametrize("shape", [(10**8, 0), (10**6, 1), ()])
+def test_a_classifier_that_no_feature_reaches_tells_no_classes(shape):
+    assert trained_for({"heads.weight": torch.empty(shape, device="meta")}, "bagtricks_R50_fastreid")[0] is None
+
+
+# Input sizes
+
+
+@pytest.mark.parametrize("name", ["vit_transreid", "deit_transreid"])
+@pytest.mark.parametrize("size", checkpoints._SIZES)
+def test_a_vision_transformer_tells_its_input_size_by_its_positions(name, size):
+    assert trained_for(on_meta(name, input_size=size), name).input_size == size
+
+
+def test_an_unusual_number_of_positions_tells_no_input_size():
+    state = {"base.pos_embed": torch.empty(1, 1 + 17 * 3, 768, device="meta")}
+    assert trained_for(state, "vit_transreid").input_size is None
+
+
+def test_the_report_says_at_which_size_weights_are_used_and_what_for(table, trained, tmp_path, monkeypatch):
+    def reported(weights: object, **sizes: object) -> str:
+        return str(reidlib.create_model("osnet_x0_25", weights=weights, **sizes).report).partition("; input size ")[2]
+
+    file = trained[1]
+    assert reported(file) == "256 × 128 of the model, not known from the weights"
+    assert reported(file, input_size=(128, 64)) == "128 × 64 as given"
+    small = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32))
+    record.save_model(Run.create("mine", {}), small, trained_on="x", epoch=1)
+    assert reported("mine") == "64 × 32 as trained"
+    assert reported("mine", input_size=(64, 64)) == "64 × 64 as given, trained at 64 × 32"
+    published = table[3]._replace(input="160x64")
+    monkeypatch.setattr(weights, "published", lambda model: (published,))
+    assert reported("market1501") == "160 × 64 as trained"
+    assert reidlib.create_model("osnet_x0_25", weights="market1501").input_size == (160, 64)
+
+
+@pytest.mark.parametrize("size", ["256x128", [256], [256, "128"], [0, 128], [10**9, 10**9], {}, [True, 64]])
+def test_a_run_whose_input_size_is_none_is_one_sentence(trained, size):
+    run = Run.create("mine", {}).begin()
+    record.save_model(run, trained[0])
+    run.write_json("model.json", run.read_json("model.json") | {"input_size": size})
+    with pytest.raises(ValueError, match=r"model\.json: input_size is .*, not \[height, width\]$"):
+        reidlib.create_model("osnet_x0_25", weights="mine")
+    (run.path / "model.json").write_text("[1, 2")
+    with pytest.raises(ValueError, match=r"model\.json is not valid JSON \("):
+        reidlib.create_model("osnet_x0_25", weights="mine")
+
+
+# What a download is worth
+
+
+def test_a_download_counts_once_it_has_loaded(table, trained, server, tmp_path):
+    good, server.content = server.content, b"\x80\x02 no weights at all"
+    there = tmp_path / "hub" / "hub" / "checkpoints" / "small.pth"
+    with pytest.raises(CheckpointError, match=r"small\.pth .* \(deleted here, so the next call downloads it anew\)$"):
+        reidlib.create_model("osnet_x0_25", weights="market1501")
+    assert not there.exists()
+    server.content = good
+    assert same(reidlib.create_model("osnet_x0_25", weights="market1501"), trained[0])
+    recorded = json.loads(there.with_name("small.pth.json").read_text())
+    assert recorded["sha256"] == hashlib.sha256(good).hexdigest()
+    assert recorded["link"] == server.link
+    there.write_bytes(b"other")  # a file that was good once is not thrown away
+    with pytest.raises(DownloadError, match="has changed since its first use"):
+        reidlib.create_model("osnet_x0_25", weights="market1501")
+    assert there.read_bytes() == b"other"
+
+
+def test_weights_of_another_model_are_kept_but_not_recorded(table, trained, server, tmp_path, monkeypatch):
+    monkeypatch.setattr("reidlib.models._layouts", tuple)
+    torch.save(reidlib.create_model("osnet_x0_5").state_dict(), trained[1])
+    server.content = trained[1].read_bytes()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"small\.pth does not fit osnet_x0_25"):
+            reidlib.create_model("osnet_x0_25", weights="market1501")
+    assert server.asked == [None]
+    assert "sha256" not in json.loads((tmp_path / "hub" / "hub" / "checkpoints" / "small.pth.json").read_text())
+
+
+def test_a_file_that_was_put_there_by_hand_is_never_deleted(table, server):
+    paths.weights_root().mkdir()
+    mine = paths.weights_root() / "small.pth"
+    mine.write_bytes(b"\x80\x02 no weights at all")
+    with pytest.raises(CheckpointError, match=r"small\.pth .*[^)]$"):
+        reidlib.create_model("osnet_x0_25", weights="market1501")
+    assert mine.is_file()
 
 
 # As a run
@@ -436,17 +620,48 @@ def test_published_weights_stand_as_a_run(table, trained, server):
 def test_a_file_of_ones_own_stands_as_a_run_and_is_read_again_when_it_changes(trained, tmp_path):
     model, file = trained
     run = Run.open(model="osnet_x0_25", weights=str(file))
-    assert run.name == "osnet_x0_25-trained"
-    with pytest.raises(ValueError, match=r"weights of osnet_x0_25-trained are to be tested on is not known: name a"):
+    assert run.name == f"osnet_x0_25-{tmp_path.name}-trained"
+    with pytest.raises(ValueError, match=rf"weights of {run.name} are to be tested on is not known: name a"):
         _ = run.tested_on
     other = reidlib.create_model("osnet_x0_25", num_classes=2)
     save_file(other.state_dict(), file)
     assert same(Run.open(model="osnet_x0_25", weights=str(file)).load_model("cpu"), other)
-    elsewhere = tmp_path / "elsewhere" / "trained.pth"
-    elsewhere.parent.mkdir()
+    elsewhere = tmp_path / "elsewhere" / tmp_path.name / "trained.pth"
+    elsewhere.parent.mkdir(parents=True)
     save_file(model.state_dict(), elsewhere)
-    with pytest.raises(FileExistsError, match=r"the run osnet_x0_25-trained holds other weights than these: choose"):
+    with pytest.raises(FileExistsError, match=rf"the run {run.name} holds other weights than these: choose"):
         Run.open(model="osnet_x0_25", weights=str(elsewhere))
+
+
+@pytest.mark.parametrize(
+    ("file", "label"),
+    [
+        ("log/osnet_market/model/model.pth.tar-60", "osnet_x0_25-osnet_market-model.pth.tar-60"),  # torchreid's
+        ("log/osnet_duke/model/model.pth.tar-60", "osnet_x0_25-osnet_duke-model.pth.tar-60"),
+        ("logs/bagtricks_R50/model_final.pth", "osnet_x0_25-bagtricks_R50-model_final"),  # fast-reid's
+        ("logs/../best run (2)/x.safetensors", "osnet_x0_25-best-run-2-x"),
+        ("model/log/best.pt", "osnet_x0_25-best"),
+        ("best.pt", "osnet_x0_25-best"),  # in the home folder, whose name is nobody's business
+    ],
+)
+def test_a_file_gives_its_run_a_name_by_its_folder(tmp_path, monkeypatch, file, label):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / file
+    path.parent.resolve().mkdir(parents=True, exist_ok=True)
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    path.write_bytes(CONTENT)
+    assert find_weights("osnet_x0_25", path).label == label
+    monkeypatch.chdir(tmp_path)
+    assert find_weights("osnet_x0_25", file).label == label  # however it is named
+
+
+def test_two_experiments_with_files_of_one_name_are_two_runs(trained, tmp_path):
+    for experiment in ("one", "two"):
+        folder = tmp_path / experiment / "model"
+        folder.mkdir(parents=True)
+        torch.save(trained[0].state_dict(), folder / "model.pth.tar-2")
+        run = Run.open(model="osnet_x0_25", weights=str(folder / "model.pth.tar-2"))
+        assert run.name == f"osnet_x0_25-{experiment}-model.pth.tar-2"
 
 
 def test_a_run_is_opened_by_its_model_and_a_trained_one_is_never_overwritten(table, trained):
@@ -470,7 +685,7 @@ def test_batch_makes_the_run_that_weights_stand_for(table, trained, capsys):
     assert batch._new_name(names, values) == str(Run.folder("osnet_x0_25-new-market1501"))
     assert Run.open("osnet_x0_25-new-market1501").tested_on == "market1501"
     assert batch.main(["test", "-p", "model", "osnet_x0_25", "-p", "weights", "dukemtmcreid"]) == 2
-    assert "error: the weights hand:dukemtmcreid of osnet_x0_25 ask for a person" in capsys.readouterr().err
+    assert "error: the weights hand:dukemtmcreid of osnet_x0_25 need a browser" in capsys.readouterr().err
     assert not Run.folder("osnet_x0_25-hand-dukemtmcreid").exists()
 
 
@@ -481,7 +696,7 @@ def test_the_test_notebook_takes_weights_in_place_of_a_run(tiny, tmp_path, capsy
     own = ["-p", "model", "osnet_x0_25", "-p", "weights", str(tmp_path / "own.safetensors")]
     scoring = ["-p", "flip", "true", "-p", "multi_query", "mean"]
     assert batch.main(["test", *own, *scoring, "-p", "datasets", "synthetic-tiny"]) == 0
-    run = Run.folder("osnet_x0_25-own")
+    run = Run.folder(f"osnet_x0_25-{tmp_path.name}-own")
     assert str(run) in capsys.readouterr().out
     result = json.loads((run / "result.json").read_text())["results"]["synthetic-tiny"]
     assert (result["metric"], result["flip"], result["multi_query"]) == ("euclidean", True, "mean")

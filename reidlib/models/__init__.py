@@ -65,12 +65,13 @@ def create_model(
         spec = replace(spec, backbone=with_imagenet(spec.backbone, name, reports))
     elif weights:
         found = find_weights(name, weights)
-        file, digest = found.fetch()
-        state = checkpoints.read_state_dict(file)
-        classes, cameras = checkpoints.trained_for(state, spec.family)
-        num_classes = classes if num_classes is None else num_classes
-        num_cameras = cameras if num_cameras is None else num_cameras
-        input_size = found.input_size if input_size is None else input_size
+        state, file, digest = found.read()
+        shapes_at = lambda size: _shapes(replace(spec, family="", input_size=size))  # noqa: E731
+        trained = checkpoints.trained_for(state, spec.family, shapes_at, spec.input_size)
+        trained = trained._replace(input_size=found.input_size or trained.input_size)
+        num_classes = trained.num_classes if num_classes is None else num_classes
+        num_cameras = trained.num_cameras if num_cameras is None else num_cameras
+        given, input_size = input_size, trained.input_size if input_size is None else input_size
     size = spec.input_size if input_size is None else input_size
     sides = size if isinstance(size, Sequence) and len(size) == 2 else ()
     least = 32
@@ -79,7 +80,8 @@ def create_model(
         least = model.network.min_size
         if min(sides) >= least:
             if state is not None:
-                model.report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
+                report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
+                model.report = report.at(model.input_size, trained.input_size, given is not None)
                 found.accept(file, digest)
             model.report = reports[0] if reports else model.report
             model.init = str(weights) or model.init

@@ -1,30 +1,22 @@
-"""Published weights into our models: read safely, rename by rule, load strictly, report.
+"""Published weights into our models: renamed by rule, loaded strictly, reported.
 
-A family's files are led to our own keys by one ordered list of rules (`RENAMES`), each a regular expression and what
-takes its place; a `Drop` in that place leaves the entry out and says why. Besides those, only two kinds of entry may
-differ between file and model: classifiers, whose size is the data set's, and `num_batches_tracked`, which files older
-than torch 0.4.1 lack. Anything else that is missing, left over or of another shape is an error that names it.
+A family's files are renamed to our own keys by one ordered list of rules (`RENAMES`), each a regular expression and its
+replacement; a `Drop` in that place leaves the entry out and says why. Besides those, only two kinds of entry may differ
+between file and model: classifiers, whose size is the dataset's, and `num_batches_tracked`, which files older than
+torch 0.4.1 lack. Anything else that is missing, left over, of another shape or not finite is an error that names it.
 """
 
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-
-class CheckpointError(ValueError):
-    """A file that cannot be read as weights, or weights that do not fit the model."""
+from reidlib.models.weight_files import CheckpointError, read_file
 
 
 class Drop(NamedTuple):
@@ -198,34 +190,58 @@ _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _CLASSIFIER = re.compile(r"\bclassifiers?\.")
 _SCORES = re.compile(r"\b(classifiers?|scores)\.(.+\.)?weight$")
 _CAMERAS = re.compile(r"\bsie_embed$")
+_POSITIONS = re.compile(r"\bpos_embed$")
 _OWN_PREFIX = "network."  # the keys of a ReIDModel's own state dict
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Sizes (height, width) that models are trained at; each has its own number of patches, at a stride of 12 or 16.
+_SIZES = ((256, 128), (384, 128), (384, 192), (224, 224), (128, 64), (224, 112), (256, 256), (384, 384))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a load did. Keys in `dropped` and `kept` are the file's and the model's."""
+    """What a load did.
+
+    Attributes:
+        model: The model's name.
+        matched: Number of entries copied into the model.
+        renamed: How many of these had another key in the file.
+        dropped: Keys of the file that were left out, and why.
+        missing: Keys of the model that no entry filled: classifiers, num_batches_tracked.
+        input_size: The model's input size and where it comes from, in words; empty if not asked for.
+    """
 
     model: str
-    matched: int  # entries copied into the model
-    renamed: int  # of these, under another key
-    dropped: dict[str, str] = field(default_factory=dict)  # key in the file: why it was left out
-    kept: tuple[str, ...] = ()  # keys of the model that no file entry filled: classifiers, num_batches_tracked
+    matched: int
+    renamed: int
+    dropped: dict[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    input_size: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.model}: {self.matched} tensors loaded, {self.renamed} of them renamed"
+        text = f"{self.model}: {self.matched} keys matched, {self.renamed} of them renamed"
         if self.dropped:
-            text += "; dropped " + _listed([f"{key} ({why})" for key, why in self.dropped.items()])
-        if self.kept:
-            text += "; not in the file, left as they were: " + _listed(self.kept)
-        return text
+            text += "; dropped: " + _listed([f"{key} ({why})" for key, why in self.dropped.items()])
+        if self.missing:
+            text += "; missing, left unchanged: " + _listed(self.missing)
+        return text + (f"; input size {self.input_size}" if self.input_size else "")
+
+    def at(self, size: tuple[int, int], trained: tuple[int, int] | None, given: bool) -> "Report":
+        """The report with the input size that the model was built for, and whether the weights were trained at it."""
+        text = "{} × {}".format(*size)
+        if trained and tuple(trained) != tuple(size):
+            text += " as given, trained at {} × {}".format(*trained)
+        else:
+            text += " as trained" if trained else " as given" if given else " of the model, not known from the weights"
+        return replace(self, input_size=text)
 
 
 class Layout(NamedTuple):
-    """What of a model decides whether weights fit."""
+    """What decides whether weights fit a model: name, family, and shapes by key of the state dict."""
 
     name: str
     family: str
-    shapes: Mapping[str, tuple[int, ...]]  # by key of the state dict
+    shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":
@@ -233,7 +249,7 @@ class Layout(NamedTuple):
 
 
 class Match(NamedTuple):
-    """How a state dict fits a model: the report, the tensors to load, and one line for each thing wrong."""
+    """How a state dict fits a model: the report, the tensors to load, and one line for each problem."""
 
     report: Report
     tensors: dict[str, Tensor]
@@ -241,31 +257,46 @@ class Match(NamedTuple):
 
 
 def read_state_dict(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors of a file (torch or safetensors, told apart by content) or of a mapping, without wrapper and prefix.
+    """Read the tensors of a file or mapping, without wrapper and prefix. No code of the file is run.
 
-    No code from the file is run. Raises FileNotFoundError, or CheckpointError with the reason.
+    Args:
+        source: A file of torch or safetensors, told apart by content; or what was saved in one.
+
+    Returns:
+        The tensors by key, not empty.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: The file is damaged, or holds something else than a dict of tensors.
     """
     if isinstance(source, Mapping):
-        where, loaded = "the state dict", source
+        where, content = "the state dict", source
     else:
-        where, loaded = str(source), _read(Path(source))
-    while isinstance(loaded, Mapping) and (wrapper := next((k for k in _WRAPPERS if k in loaded), None)):
-        loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise CheckpointError(f"{where} holds {type(loaded).__name__}, not a dict of tensors; save model.state_dict()")
-    others = [f"{key} ({type(value).__name__})" for key, value in loaded.items() if not isinstance(value, Tensor)]
+        where, content = str(source), read_file(Path(source))
+    for _ in range(8):  # wrappers around wrappers; a dict may even hold itself
+        if isinstance(content, Mapping) and (wrapper := next((k for k in _WRAPPERS if k in content), None)):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{where} holds {type(content).__name__}, not a dict of tensors; save model.state_dict()")
+    others = [f"{str(key)[:80]} ({type(value).__name__})" for key, value in content.items() if not _is_dense(value)]
     if others:
         raise CheckpointError(
             f"{where} has entries that are not tensors: {_listed(others)}; put the weights under 'state_dict'"
         )
-    state = dict(loaded)
+    if bad := [key for key in content if not isinstance(key, str) or len(key) > 200 or not key.isprintable()]:
+        raise CheckpointError(f"{where} has keys that name no tensor: {_listed([ascii(key)[:80] for key in bad])}")
+    state = dict(content)
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
 
 
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
 def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str | Drop]) -> Match:
-    """Compare `state`, led to `targets` (see `lead`), with a model. Nothing is loaded."""
+    """Compare `state`, whose keys `targets` renames (see `rename_keys`), with a model. Nothing is loaded."""
     own = layout.shapes
     origin: dict[str, str] = {}  # key of the model: key of the file
     dropped: dict[str, str] = {}
@@ -276,7 +307,7 @@ def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str
             dropped[key] = target.reason
         elif target in origin:
             problems.append(f"{key} and {origin[target]} are both {target}")
-        elif target in own and _plain(shape) == _plain(own[target]):
+        elif target in own and _squeezed(shape) == _squeezed(own[target]):
             origin[target] = key
         elif _CLASSIFIER.search(target):
             dropped[key] = f"classifier {shape}, {own.get(target, 'none')} in the model"
@@ -285,20 +316,20 @@ def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str
                 f"{key} is {shape}, {own[target]} in the model" if target in own else f"{key} is not in the model"
             )
     left = [key for key in own if key not in origin]
-    kept = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
-    problems += [f"{key} is missing" for key in sorted(set(left) - set(kept) - set(targets.values()))]
+    missing = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
+    problems += [f"{key} is missing" for key in sorted(set(left) - set(missing) - set(targets.values()))]
     renamed = sum(target != key for target, key in origin.items())
-    report = Report(layout.name, len(origin), renamed, dropped, kept)
+    report = Report(layout.name, len(origin), renamed, dropped, missing)
     return Match(report, {target: state[key].reshape(own[target]) for target, key in origin.items()}, problems)
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A linear layer on channels is a 1x1 convolution, and its weight the same numbers: their shapes count as equal."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
-def lead(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
-    """Every key of `state` to a model's own key, by the rules of `family`; our own keys stay as they are."""
+def rename_keys(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
+    """Every key of `state` with the model's own key, by the rules of `family`; our own keys stay as they are."""
     if all(key.startswith(_OWN_PREFIX) for key in state):
         return {key: key for key in state}
     pattern, variant = VARIANTS.get(family, ("(?!)", family))
@@ -312,7 +343,7 @@ def lead(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
 
 
 def rename(key: str, rules: Rules) -> str | Drop:
-    """One upstream key to ours."""
+    """One upstream key with its replacement."""
     for pattern, replacement in rules:
         if isinstance(replacement, Drop):
             if re.search(pattern, key):
@@ -322,14 +353,43 @@ def rename(key: str, rules: Rules) -> str | Drop:
     return key
 
 
-def trained_for(state: Mapping[str, Tensor], family: str) -> tuple[int | None, int | None]:
-    """How many classes and cameras weights of `family` know, by their shapes; None where nothing shows it."""
-    counts = [None, None]
-    for key, target in lead(state, family).items():
-        for at, pattern in enumerate((_SCORES, _CAMERAS)):
-            if not isinstance(target, Drop) and pattern.search(target):
-                counts[at] = len(state[key])
-    return tuple(counts)
+class Training(NamedTuple):
+    """What weights were trained for, as far as their shapes say; None where they do not."""
+
+    num_classes: int | None = None
+    num_cameras: int | None = None
+    input_size: tuple[int, int] | None = None  # height, width
+
+
+def trained_for(
+    state: Mapping[str, Tensor],
+    family: str,
+    shapes_at: Callable[[tuple[int, int]], Mapping[str, tuple[int, ...]]],
+    input_size: tuple[int, int],
+) -> Training:
+    """Read off the shapes of weights what a model must be built for so that all of them fit.
+
+    Args:
+        state: The weights, of `family`.
+        family: A key of `RENAMES`.
+        shapes_at: The shapes of the model's state dict, with any classes and cameras, at an input size.
+        input_size: The model's own, tried before the usual ones.
+
+    Returns:
+        Classes and cameras; the input size of weights with a position embedding.
+    """
+    own, found = shapes_at(input_size), Training()
+    for key, target in rename_keys(state, family).items():
+        shape = tuple(state[key].shape)
+        if isinstance(target, Drop) or target not in own:
+            continue
+        if shape[1:] == own[target][1:]:  # a classifier of other features says nothing
+            found = found._replace(num_classes=shape[0]) if _SCORES.search(target) else found
+            found = found._replace(num_cameras=shape[0]) if _CAMERAS.search(target) else found
+        if _POSITIONS.search(target):
+            sizes = (size for size in (input_size, *_SIZES) if shapes_at(size)[target] == shape)
+            found = found._replace(input_size=next(sizes, None))
+    return found
 
 
 def load(
@@ -339,25 +399,51 @@ def load(
     where: str = "",
     candidates: Callable[[], Iterable[Layout]] = tuple,
 ) -> Report:
-    """Load strictly, all or nothing. CheckpointError lists what does not fit, and which of `candidates` fits best.
+    """Load weights strictly, all or nothing: a model that they do not fit stays as it is, bit for bit.
 
-    `where` the tensors of a mapping came from is part of that sentence.
+    Args:
+        model: A `ReIDModel`.
+        source: What `read_state_dict` takes.
+        where: The file that a mapping came from, for the error.
+        candidates: Gives the models that the error compares with.
+
+    Returns:
+        What was matched, dropped and missing.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Lists what does not fit, and which of `candidates` fits best; or what `read_state_dict` says.
     """
     state = read_state_dict(source)
-    found = match(state, Layout.of(model), lead(state, model.family))
-    if found.problems:
+    found = match(state, Layout.of(model), rename_keys(state, model.family))
+    own = model.state_dict()
+    if problems := found.problems or [
+        f"{key} {wrong}" for key, tensor in found.tensors.items() if (wrong := _wrong_values(tensor, own[key]))
+    ]:
         where = where or ("the state dict" if isinstance(source, Mapping) else str(source))
-        better = _better_fit(state, len(found.problems), candidates())
-        raise CheckpointError(f"{where} does not fit {model.name}: {_listed(found.problems)}{better}")
-    model.load_state_dict({**model.state_dict(), **found.tensors})
+        better = _better_fit(state, len(found.problems), candidates()) if len(state) < 10 * len(own) else ""
+        raise CheckpointError(f"{where} does not fit {model.name}: {_listed(problems)}{better}")
+    model.load_state_dict(own | found.tensors)
     return found.report
 
 
+def _wrong_values(tensor: Tensor, own: Tensor) -> str:
+    """Why the values of `tensor` cannot be those of `own`; empty if they can."""
+    if tensor.dtype not in (_FLOATS if own.is_floating_point() else _FLOATS + _INTEGERS):
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, {str(own.dtype).removeprefix('torch.')} in the model"
+    if own.is_meta:
+        return ""
+    if tensor.is_meta:
+        return "has no values (it is on the meta device)"
+    finite = tensor.isfinite() & tensor.to(own.dtype).isfinite()
+    return "" if finite.all() else f"has {int((~finite).sum()):,} of {finite.numel():,} values that are NaN or infinite"
+
+
 def _better_fit(state: Mapping[str, Tensor], problems: int, candidates: Iterable[Layout]) -> str:
-    led = cache(partial(lead, state))  # many models share a family
+    renamed = cache(partial(rename_keys, state))  # many models share a family
     fits: dict[int, list[str]] = {}
     for layout in candidates:
-        fits.setdefault(len(match(state, layout, led(layout.family)).problems), []).append(layout.name)
+        fits.setdefault(len(match(state, layout, renamed(layout.family)).problems), []).append(layout.name)
     best = min(fits, default=problems)
     if best >= problems:
         return ""
@@ -367,59 +453,3 @@ def _better_fit(state: Mapping[str, Tensor], problems: int, candidates: Iterable
 def _listed(items: list[str] | tuple[str, ...], most: int = 8) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
-
-
-# What numpy's scalars need: torchreid files keep the score of their epoch as one. Plain data, no code.
-_NUMPY_SCALARS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    np.dtypes.Int64DType,
-]
-
-
-def _read(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        raise CheckpointError(f"{path} is empty; download it again")
-    if head.lstrip().startswith(b"<"):
-        raise CheckpointError(f"{path} is a web page, not weights; download the file itself, past the page before it")
-    try:
-        if head[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
-            return load_file(path)
-        if head[:2] == b"PK":
-            _check_zip(path)
-        if head[257:262] == b"ustar":
-            raise CheckpointError(
-                f"{path} is a tar archive: unpack it and load what is in it; or, if torch before 0.1.10 wrote it, save "
-                "it again with a torch of that time, as reading it would run code"
-            )
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch doubts `encoding`, which Python-2 files need
-            return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
-    except (SafetensorError, EOFError) as error:
-        raise CheckpointError(f"{path} is cut off or damaged ({error}); download it again") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path} is refused and nothing was run: it holds the Python object {code[1]}, weights are tensors only"
-            ) from None
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as weights ({reason}); is it whole, and a state dict?") from error
-
-
-def _check_zip(path: Path) -> None:
-    if not zipfile.is_zipfile(path):  # its table of contents comes last
-        raise CheckpointError(f"{path} is cut off ({path.stat().st_size:,} bytes); download it again")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        inside = _listed(names, 3) or "nothing"
-        raise CheckpointError(f"{path} is a zip archive of {inside}: unpack it and load the weights in it")

@@ -1,8 +1,8 @@
-"""A file from the web, whole and unchanged: fetched once, continued after a cut, known again by its hash.
+"""A file from the web, whole and unchanged: downloaded once, continued after a cut, checked against a recorded hash.
 
 torch.hub starts anew after every cut, huggingface_hub continues but for its own host only, and pooch does not continue;
-hence this. What has come lies in `<name>.part` until all of it is there. `<name>.json` beside the file holds the link,
-the size and the sha256 that it had at first use.
+hence this. What has been received is in `<name>.part` until all of it is there. `<name>.json` beside the file records
+the link and the size, and once the file has been loaded its sha256.
 """
 
 import json
@@ -11,11 +11,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock
 
@@ -26,69 +27,96 @@ _BLOCK = 1 << 18
 
 
 class DownloadError(OSError):
-    """A link that gives no file, a place that takes none, or a file that is not what it was."""
+    """A link that gives no file, a folder that takes none, or a file that is not the one recorded."""
 
 
-class _Cut(Exception):
+class _CutError(Exception):
     """The connection ended early; another one may bring the rest."""
 
 
 def fetch(link: str, path: str | Path, *, progress: bool | None = None, timeout: float = 30.0) -> str:
-    """Bring what `link` serves to `path`, unless it is there; returns its sha256.
+    """Download `link` to `path`, unless it is there. Of several processes one downloads and the others wait.
 
-    A server is asked for the rest only if it says by ETag or date that the file is still the same. Of several processes
-    that want it one fetches and the others wait. `timeout`: seconds without a byte. `progress`: None for a bar on
-    terminals only. DownloadError says in one sentence what is wrong, a file that is not what it was at first use
-    included; what has come is kept.
+    A server is asked for the rest of a file only if it says by ETag or date that the file is still the same.
+
+    Args:
+        link: An http or https link.
+        path: Where the file goes.
+        progress: Whether to show a bar; None for terminals only.
+        timeout: Seconds without a byte before a connection counts as cut.
+
+    Returns:
+        The sha256 of the file.
+
+    Raises:
+        DownloadError: Says in one sentence what is wrong; what has been received is kept.
     """
     path = Path(path)
     if not path.is_file():
-        with _alone(path):
+        with _locked(path):
             if not path.is_file():
                 _download(link, path, progress, timeout)
-    digest = checked(path)
-    note(path, link, digest)
-    return digest
+    return verify(path)
 
 
-def checked(path: Path) -> str:
-    """The sha256 of `path`. DownloadError where `<name>.json` beside it says another."""
+def verify(path: Path) -> str:
+    """Check a file against its recorded hash, if it has one.
+
+    Returns:
+        The sha256 of `path`.
+
+    Raises:
+        DownloadError: The recorded hash is another one.
+    """
     digest = sha256(path)
     if (first := _record(path).get("sha256", digest)) != digest:
         raise DownloadError(
-            f"{path} has changed since its first use (sha256 {first[:12]}… then, {digest[:12]}… now): delete it to "
-            f"fetch it again, or {_beside(path).name} beside it to accept it as it is"
+            f"{path} has changed since its first use (sha256 {str(first)[:12]}… then, {digest[:12]}… now): delete it "
+            f"to fetch it again, or {_record_path(path).name} beside it to accept it as it is"
         )
     return digest
 
 
-def note(path: Path, link: str, digest: str) -> None:
-    """Write into `<name>.json` what the first use found, unless it is there or the folder cannot be written to."""
-    if "sha256" not in _record(path):
+def record_hash(path: Path, link: str, digest: str) -> None:
+    """Record the hash of a file that was loaded, unless there is one or the folder cannot be written to."""
+    if "sha256" not in (record := _record(path)):
         with suppress(OSError):
-            _write_record(path, {"link": link, "size": path.stat().st_size, "sha256": digest})
+            _write_record(path, record | {"link": link, "size": path.stat().st_size, "sha256": digest})
 
 
-def _beside(path: Path) -> Path:
+def discard_unverified(path: Path) -> bool:
+    """Delete a file that was downloaded but never loaded; returns whether it was one."""
+    record = _record(path)
+    if "link" not in record or "sha256" in record:
+        return False
+    path.unlink(missing_ok=True)
+    _record_path(path).unlink(missing_ok=True)
+    return True
+
+
+def _record_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(_beside(path).read_text(encoding="utf-8"))
+        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise DownloadError(f"{_beside(path)} is not valid JSON ({error}): delete it") from error
+    except (ValueError, RecursionError) as error:
+        raise DownloadError(f"{_record_path(path)} is not valid JSON ({_one_line(error)}): delete it") from error
+    if not isinstance(record, dict):
+        raise DownloadError(f"{_record_path(path)} holds no JSON object: delete it")
+    return record
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
-    with whole_file(_beside(path)) as part:
+    with whole_file(_record_path(path)) as part:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,27 +132,32 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _download(link: str, path: Path, progress: bool | None, timeout: float) -> None:
-    for tried in range(1, TRIES + 1):
+    for attempt in range(1, TRIES + 1):
         try:
             return _receive(link, path, progress, timeout)
-        except _Cut as cut:
+        except _CutError as cut:
             reason = cut
-        if tried < TRIES:
+        if attempt < TRIES:
             time.sleep(PAUSE)
     raise DownloadError(f"{link} was cut off {TRIES} times, {reason}: try again later, what has come is kept")
 
 
 def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> None:
-    """One connection: the rest of the part where the server has the same file still and can, all of it otherwise."""
+    """One connection: the rest of the part if the server still has the same file and can, all of it otherwise."""
     part, record = path.with_name(f"{path.name}.part"), _record(path)
     same = record.get("validator") if record.get("link") == link else None
-    have = part.stat().st_size if same and part.is_file() else 0
+    have = part.stat().st_size if isinstance(same, str) and part.is_file() else 0
     with _open(link, {"Range": f"bytes={have}-", "If-Range": same} if have else {}, timeout) as response:
-        if response.status == 416 or (response.status == 206 and _begin(response) != have):
+        if response.status == 206 and not have:
+            raise DownloadError(f"{link} answers with a part of a file, though all of it was asked for")
+        if response.status == 416 or (response.status == 206 and not _continues(response, have, record.get("size"))):
             part.unlink()
-            raise _Cut("it cannot be continued")
+            raise _CutError("it cannot be continued")
         have = have if response.status == 206 else 0
-        size = have + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
+        length = response.headers["Content-Length"]
+        if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
+            raise DownloadError(f"{link} answers with the length {length[:40]!r}, which is none")
+        size = have + int(length) if length else None
         tag = response.headers["ETag"] or ""
         validator = response.headers["Last-Modified"] if tag[:2] in ("", "W/") else tag  # a weak tag is no proof
         try:
@@ -134,11 +167,11 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
                     bar.update(file.write(block))
                 file.flush()
                 os.fsync(file.fileno())  # before it gets its name: a power cut leaves a part or the whole
-            came = part.stat().st_size
+            received = part.stat().st_size
         except OSError as error:
             raise DownloadError(f"{part} cannot be written ({error.strerror}): make room and try again") from error
-    if size is not None and came != size:
-        raise _Cut(f"at {came:,} of {size:,} bytes")
+    if size is not None and received != size:
+        raise _CutError(f"at {received:,} of {size:,} bytes")
     with part.open("rb") as file:
         head = file.read(512).lstrip()
     if not head or head.startswith(b"<"):
@@ -147,30 +180,43 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
     part.replace(path)
 
 
+class _WebOnly(HTTPRedirectHandler):
+    """Follows redirects to http and https only."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise URLError(f"it redirects to {newurl[:80]!r}, which is not on the web")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _open(link: str, headers: dict[str, str], timeout: float) -> HTTPResponse:
     headers = {"User-Agent": "reidlib", "Accept-Encoding": "identity"} | headers
     try:
-        response = urlopen(Request(link, headers=headers), timeout=timeout)
+        response = build_opener(_WebOnly).open(Request(link, headers=headers), timeout=timeout)
     except HTTPError as error:
-        if error.code == 416:
+        if error.code == 416 and "Range" in headers:
             return error  # it is a response as well
-        raise DownloadError(f"{link} answers {error.code} {error.reason}: it is not there for us now") from error
-    except (OSError, HTTPException) as error:
+        raise DownloadError(f"{link} answers {error.code} {_one_line(error.reason)}: no file is available") from error
+    except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise DownloadError(f"{link} cannot be reached ({_plain(reason)}): is this computer online?") from error
+        raise DownloadError(f"{link} cannot be reached ({_one_line(reason)}): is this computer online?") from error
     if response.headers.get_content_type() == "text/html":
         response.close()
         raise DownloadError(f"{link} gives a web page, not a file: open it in a browser")
     return response
 
 
-def _plain(reason: object) -> str:
-    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+def _one_line(reason: object) -> str:
+    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return ascii(" ".join(text.split())[:200])[1:-1]
 
 
-def _begin(response: HTTPResponse) -> int:
-    found = re.match(r"bytes (\d+)-", response.headers["Content-Range"] or "")
-    return int(found[1]) if found else -1
+def _continues(response: HTTPResponse, have: int, size: object) -> bool:
+    """Whether the response begins at byte `have` of a file of `size` bytes, where both say how many."""
+    found = re.fullmatch(r"bytes (\d{1,15})-\d+/(\d{1,15}|\*)", response.headers["Content-Range"] or "", re.ASCII)
+    return found is not None and int(found[1]) == have and (size is None or found[2] in ("*", str(size)))
 
 
 def _blocks(response: HTTPResponse) -> Iterator[bytes]:
@@ -178,7 +224,7 @@ def _blocks(response: HTTPResponse) -> Iterator[bytes]:
         try:
             block = response.read(_BLOCK)
         except (OSError, HTTPException) as error:
-            raise _Cut(f"the last time by {_plain(error)}") from error
+            raise _CutError(f"the last time by {_one_line(error)}") from error
         if not block:
             return
         yield block

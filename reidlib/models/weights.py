@@ -1,45 +1,64 @@
-"""Weights by name: which were published for a model, what each is called, and how it comes here.
+"""Weights by name: which were published for a model, what each is called, where its file is.
 
-A name is a data set ("market1501", or "imagenet" for a start before training), with "-combineall" where all of its
-images were trained on; a table in front tells several apart ("torchreid-2019-03:market1501"), and without one the
-newest table that has a link is meant. A file, or the folder or name of a run, may stand in a name's place.
+A name is a dataset ("market1501", or "imagenet" for a start before training), with "-combineall" where all of its
+images were trained on. A table in front tells several apart ("torchreid-2019-03:market1501"); without one the newest
+table with a link is meant. A file, or the folder or name of a run, may take a name's place.
 
-Plain links are fetched into torch hub's folder of checkpoints (TORCH_HOME), unless their file lies in the weights
-folder of data_paths.yaml. Links that ask for a person are said, with the name that their file is looked for under.
+Plain links are downloaded into torch hub's folder of checkpoints (TORCH_HOME), unless their file lies in the weights
+folder of data_paths.yaml. Links that need a browser raise an error with the link and the expected file name. A file is
+checked against the hash recorded when it was first loaded.
 """
 
-import json
+import os
+import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from torch import Tensor
+
 from reidlib.files import sha256
-from reidlib.models.download import checked, fetch, note
+from reidlib.models.checkpoints import read_state_dict
+from reidlib.models.download import discard_unverified, fetch, record_hash, verify
 from reidlib.models.printed.published import Published, published
+from reidlib.models.weight_files import CheckpointError
 from reidlib.models.zoo import canonical_name
 from reidlib.paths import run_folder, weights_root
+from reidlib.run_folder import RunFolder
 
-_ASK_A_PERSON = ("mega.nz", "drive.google.com")
+_NEED_A_BROWSER = ("mega.nz", "drive.google.com")
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".safetensors", ".zip")
 _COMBINED = "-combineall"
+# Folders that say nothing of an experiment: torchreid saves into <experiment>/model/model.pth.tar-60.
+_COMMON_FOLDERS = {"checkpoint", "checkpoints", "ckpt", "log", "logs", "model", "models", "output", "weights"}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights for `model`: published (`row`), or a file of one's own, or a run's."""
+    """One set of weights for `model`: published, or a file of one's own, or a run's.
+
+    Attributes:
+        model: The model's name.
+        name: "torchreid-2020-03:market1501", or the file or run as it was given.
+        row: The published result; None for files and runs.
+        file: The file; None for published weights.
+        run: The run folder that `file` is in; None if it is in none.
+    """
 
     model: str
-    name: str  # "torchreid-2020-03:market1501", or the file or run as it was given
+    name: str
     row: Published | None = None
     file: Path | None = None
-    run: Path | None = None  # the folder that `file` is in, where that is a run's
+    run: Path | None = None
 
     @cached_property
     def by_hand(self) -> bool:
-        """Whether the link asks for a person."""
-        return self.row is not None and urlsplit(self.row.link).hostname in _ASK_A_PERSON
+        """Whether the link needs a browser."""
+        return self.row is not None and urlsplit(self.row.link).hostname in _NEED_A_BROWSER
 
     @property
     def file_name(self) -> str:
@@ -50,32 +69,55 @@ class Weights:
 
     @property
     def label(self) -> str:
-        """Model and weights in a name for a file or folder."""
-        if self.row is None:
-            return f"{self.model}-{_stem(self.file.name)}"
-        return f"{self.model}-{self.name.replace(':', '-')}"
+        """A name for a run that holds these weights: the model, and the weights' name or the file's and its folder's.
+
+        Two folders up at most, none of them the home folder or above: the name is short and says nothing of a computer.
+        """
+        if self.row is not None:
+            return f"{self.model}-{self.name.replace(':', '-')}"
+        path, home = Path(os.path.abspath(self.file)), Path(os.path.expanduser("~"))
+        folders = (folder.name for folder in takewhile(lambda folder: folder != home, path.parents[:2]))
+        folder = next((name for name in folders if name.lower() not in _COMMON_FOLDERS), "")
+        return re.sub(r"[^\w.+=,]+", "-", "-".join(filter(None, (self.model, folder, _stem(path.name)))))
 
     @property
     def trained_on(self) -> str:
-        """The data set's name; empty where nobody says."""
-        return _trained_on(self.row) if self.row else _about(self.run).get("trained_on", "")
+        """The dataset's name; empty if not known."""
+        return _trained_on(self.row) if self.row else str(self._about.get("trained_on", ""))
 
     @property
     def tested_on(self) -> str:
-        """The first data set that a result of theirs was published for; empty where there is none."""
+        """The first dataset that a result of theirs was published for; empty if there is none."""
         return self.row.tested_on if self.row else ""
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """The size that a run was trained at."""
-        size = _about(self.run).get("input_size")
-        return tuple(size) if size else None
+        """(height, width) that they were trained at, as their table or run says; None if it does not."""
+        if self.row:
+            return tuple(map(int, self.row.input.split("x"))) if self.row.input else None
+        size = self._about.get("input_size")
+        if size is None:
+            return None
+        if not (isinstance(size, list) and len(size) == 2 and all(type(s) is int and 0 < s <= 4096 for s in size)):
+            raise ValueError(f"{self.run / 'model.json'}: input_size is {size!r:.80}, not [height, width]")
+        return tuple(size)
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return RunFolder(self.run).read_json("model.json") if self.run else {}
 
     def fetch(self, *, progress: bool | None = None) -> tuple[Path, str]:
-        """The file on this computer and its sha256.
+        """Find the file on this computer, or download it.
 
-        FileNotFoundError says the link and the file's name where a person has to fetch it; DownloadError what is wrong
-        with a download, or that the file is no longer what it was at first use.
+        Args:
+            progress: Whether to show a bar; None for terminals only.
+
+        Returns:
+            The file and its sha256.
+
+        Raises:
+            FileNotFoundError: The link needs a browser; says the link and the name to keep the file under.
+            DownloadError: The download failed, or the file is not the one that was loaded first.
         """
         from torch.hub import get_dir
 
@@ -83,25 +125,43 @@ class Weights:
             return self.file, sha256(self.file)
         root = weights_root()
         stem = _stem(self.file_name)
-        there = [path for path in (root / f"{stem}{suffix}" for suffix in _SUFFIXES) if path.is_file()]
-        if there:
-            return there[0], checked(there[0])
+        here = [path for path in (root / f"{stem}{suffix}" for suffix in _SUFFIXES) if path.is_file()]
+        if here:
+            return here[0], verify(here[0])
         if self.by_hand:
             raise FileNotFoundError(
-                f"the weights {self.name} of {self.model} ask for a person: open {self.row.link} in a browser and put "
-                f"the file there as {root / self.file_name}"
+                f"the weights {self.name} of {self.model} need a browser: open {self.row.link} and save the file as "
+                f"{root / self.file_name}"
             )
         path = Path(get_dir()) / "checkpoints" / self.file_name
         return path, fetch(self.row.link, path, progress=progress)
 
+    def read(self) -> tuple[dict[str, Tensor], Path, str]:
+        """Fetch and read the weights.
+
+        Returns:
+            The tensors by key, the file, and its sha256.
+
+        Raises:
+            CheckpointError: The file holds no weights; a download that was never loaded is then deleted.
+            FileNotFoundError, DownloadError: As `fetch`.
+        """
+        file, digest = self.fetch()
+        try:
+            return read_state_dict(file), file, digest
+        except CheckpointError as error:
+            if not discard_unverified(file):
+                raise
+            raise CheckpointError(f"{error} (deleted here, so the next call downloads it anew)") from error
+
     def accept(self, file: Path, digest: str) -> None:
-        """Note the hash of what `fetch` gave, now that it fits: another file will be refused."""
+        """Record the hash of `file`, now that it has been loaded: another file will be refused."""
         if self.row is not None:
-            note(file, self.row.link, digest)
+            record_hash(file, self.row.link, digest)
 
 
 def published_weights(model: str) -> dict[str, Weights]:
-    """All that have a link, by their name with the table in front, oldest table first."""
+    """All weights of `model` with a link, by their name with the table in front, oldest table first."""
     model, found = canonical_name(model), {}
     for row in published(model):
         if row.link:
@@ -111,10 +171,18 @@ def published_weights(model: str) -> dict[str, Weights]:
 
 
 def find_weights(model: str, weights: str | Path) -> Weights:
-    """The weights that `weights` names for `model`; nothing is fetched.
+    """Find what `weights` names; nothing is downloaded.
 
-    FileNotFoundError for a file that is not there, ValueError for an unknown model or any other name, which lists the
-    names that exist, the nearest first.
+    Args:
+        model: A model's name.
+        weights: The name of published weights, a file, or a run.
+
+    Returns:
+        The weights.
+
+    Raises:
+        FileNotFoundError: A path at which nothing is.
+        ValueError: An unknown model, or any other name; lists the names that exist, the nearest first.
     """
     model, text = canonical_name(model), str(weights)
     found = published_weights(model)
@@ -140,7 +208,3 @@ def _trained_on(row: Published) -> str:
 
 def _stem(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
-
-
-def _about(run: Path | None) -> dict:
-    return json.loads((run / "model.json").read_text(encoding="utf-8")) if run else {}
