@@ -278,13 +278,12 @@ def read_state_dict(source: str | Path | Mapping[str, object]) -> dict[str, Tens
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{where} holds {type(content).__name__}, not a dict of tensors; save model.state_dict()")
-    others = [f"{str(key)[:80]} ({type(value).__name__})" for key, value in content.items() if not _is_dense(value)]
-    if others:
+    if bad := [key for key in content if not isinstance(key, str) or len(key) > 200 or not key.isprintable()]:
+        raise CheckpointError(f"{where} has keys that name no tensor: {_listed([ascii(key)[:80] for key in bad])}")
+    if others := [f"{key} ({type(value).__name__})" for key, value in content.items() if not _is_dense(value)]:
         raise CheckpointError(
             f"{where} has entries that are not tensors: {_listed(others)}; put the weights under 'state_dict'"
         )
-    if bad := [key for key in content if not isinstance(key, str) or len(key) > 200 or not key.isprintable()]:
-        raise CheckpointError(f"{where} has keys that name no tensor: {_listed([ascii(key)[:80] for key in bad])}")
     state = dict(content)
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}

@@ -337,11 +337,14 @@ def _check_attributes(state: Any, target: object) -> None:
 
 
 def _check_bounds(storage: _Storage, offset: int, size: tuple, stride: tuple) -> object:
-    """The mark of a tensor, which must lie in its storage and hold each value once."""
-    shapes = all(isinstance(item, int) and item >= 0 for item in (offset, *size, *stride)) and len(size) == len(stride)
-    if shapes and prod(size):
-        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-        shapes = last < storage.numel and prod(size) <= storage.numel
-    if not shapes:
+    """The mark of a tensor, which must lie in its storage and hold each value of it at most once."""
+    whole = all(isinstance(item, int) and item >= 0 for item in (offset, *size, *stride)) and len(size) == len(stride)
+    if whole and prod(size):
+        last = 0
+        for step, length in sorted(zip(stride, size, strict=True)):
+            whole = whole and (length == 1 or step > last)
+            last += (length - 1) * step
+        whole = whole and offset + last < storage.numel
+    if not whole:
         raise _RefusedError("is damaged: a tensor lies outside its storage")
     return _TENSOR
