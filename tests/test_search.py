@@ -219,12 +219,15 @@ def test_points_are_runs_like_any_other(ran: list, monkeypatch: pytest.MonkeyPat
         Run.open("s")
 
 
-def test_the_picture_shows_every_run(ran: list) -> None:
+def test_the_figure_shows_every_run(ran: list) -> None:
     folder = search(["train"], {"run": "s"}, {"lr": [0.01, 0.02], "seed": [0, 1, 5]})
     figure = figures(folder)["toy"]
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["mAP (%)", "rank1 (%)"]
-    dots = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
-    assert [sorted(d) for d in dots] == [pytest.approx([10, 11, 15]), pytest.approx([20, 21, 25])]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["mAP (%)", "Rank-1 (%)"]
+    dots = figure.axes[0].collections[0].get_offsets()
+    assert [sorted(dots[dots[:, 1] == row, 0]) for row in (0, 1)] == [
+        pytest.approx([10, 11, 15]),
+        pytest.approx([20, 21, 25]),
+    ]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["lr 0.01", "lr 0.02"]
     with pytest.raises(ValueError, match="no setting has a score"):
         plots.score_spread({"mAP": {}})

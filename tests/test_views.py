@@ -1,11 +1,20 @@
 """The helpers that notebooks share."""
 
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import numpy as np
+import papermill
 import pytest
 import torch
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import start_new_kernel
+from nbconvert.preprocessors import ExecutePreprocessor
 
 from reidlib.data.datasets import Sample
 from reidlib.evaluation import Features
@@ -86,11 +95,97 @@ def test_epoch_lines_and_tables() -> None:
     assert table.loc["b", "mAP"] == "100.0"
 
 
-def test_nobody_watches_without_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+# Interactive or not
+
+CELLS = [
+    "from reidlib.workbook import views",
+    "print(views.is_interactive())",
+    "live = views.LiveFigure(lambda i: f'live {i}')\nlive(1)\nlive(2)",
+    "views.browse(lambda index: f'image {index}', 5, start=3)",
+]
+PLAIN = [("stream", "False\n"), ("execute_result", "'image 3'")]
+
+
+@pytest.fixture
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A front end that sets no session name, VS Code for one."""
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+
+
+@pytest.fixture
+def kernel(no_session: None) -> Iterator[BlockingKernelClient]:
+    manager, client = start_new_kernel()
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def outputs(client: BlockingKernelClient, request: str) -> Iterator[tuple[str, Any]]:
+    """What the kernel publishes in answer to a request: (kind of message, its text or its view)."""
+    while (message := client.get_iopub_msg(timeout=60))["msg_type"] != "status" or (
+        message["content"]["execution_state"] != "idle" or message["parent_header"].get("msg_id") != request
+    ):
+        content = message["content"]
+        assert message["msg_type"] != "error", content
+        if message["msg_type"] == "stream":
+            yield "stream", content["text"]
+        elif "data" in content and message["msg_type"] != "comm_msg":
+            if message["msg_type"] != "comm_open":
+                view = content["data"].get("application/vnd.jupyter.widget-view+json")
+                yield message["msg_type"], view["model_id"] if view else content["data"]["text/plain"]
+            elif content["data"]["state"].get("_model_name") == "IntSliderModel":
+                yield "slider", content["comm_id"]
+
+
+def test_a_front_end_without_a_session_name_gets_live_figures_and_widgets(kernel: BlockingKernelClient) -> None:
+    """And the same kernel gives plain figures to what executes its cells without asking for input."""
+    found = [pair for cell in CELLS for pair in outputs(kernel, kernel.execute(cell, allow_stdin=True))]
+    kinds = [kind for kind, _ in found]
+    assert kinds == ["stream", "display_data", "update_display_data", "slider", "display_data", "execute_result"]
+    assert [text for kind, text in found if kind not in ("slider", "display_data")] == [
+        "True\n", "'live 2'", "'image 3'",
+    ]  # fmt: skip
+    slider = dict(found)["slider"]
+    move = {"comm_id": slider, "data": {"method": "update", "state": {"value": 4}, "buffer_paths": []}}
+    message = kernel.session.msg("comm_msg", move)
+    kernel.shell_channel.send(message)
+    assert ("display_data", "'image 4'") in outputs(kernel, message["header"]["msg_id"])
+
+    plain = [pair for cell in CELLS for pair in outputs(kernel, kernel.execute(cell, allow_stdin=False))]
+    assert plain == PLAIN
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A notebook of CELLS, to be executed in the environment of a front end's own kernel."""
+    monkeypatch.setenv("JPY_SESSION_NAME", "from-a-terminal-in-jupyterlab.ipynb")
+    path = tmp_path / "book.ipynb"
+    cells = [*CELLS, "assert not views.is_interactive()"]
+    nbformat.write(nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells))), path)
+    return path
+
+
+def test_papermill_and_nbconvert_get_plain_figures(book: Path) -> None:
+    """Whatever the environment says."""
+    milled = papermill.execute_notebook(str(book), None, kernel_name="python3", progress_bar=False)
+    converted, _ = ExecutePreprocessor().preprocess(nbformat.read(book, as_version=4), {})
+    for executed in (milled, converted):
+        found = [output for cell in executed.cells for output in cell.outputs]
+        texts = [o.text if o.output_type == "stream" else o.data["text/plain"] for o in found]
+        assert [(o.output_type, text) for o, text in zip(found, texts, strict=True)] == PLAIN
+
+
+def test_nbval_gets_plain_figures(book: Path) -> None:
+    nbval = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", str(book)]
+    done = subprocess.run(nbval, capture_output=True, text=True, cwd=book.parent)
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+def test_outside_a_kernel_nothing_is_interactive(capsys: pytest.CaptureFixture) -> None:
+    assert not views.is_interactive()
     drawn: list[int] = []
     views.LiveFigure(drawn.append)(1)
     assert drawn == []
-    assert views.browse(lambda index: f"picture {index}", 5, start=3) == "picture 3"
-    monkeypatch.setenv("JPY_SESSION_NAME", "ranklist.ipynb")
-    assert views.is_interactive()
+    assert views.browse(lambda index: f"image {index}", 5, start=3) == "image 3"
+    assert capsys.readouterr().out == ""

@@ -36,7 +36,8 @@ def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None
     assert figures == {
         "people_x_cameras.png", "training_curves.png", "cmc.png", "ap_histogram.png", "camera_pairs.png",
         "cross_domain_mAP.png",
-        "ranklist_synthetic-tiny_worst.png", "ranklist_synthetic-tiny_worst.csv", "gradcam_synthetic-tiny_random.png",
+        "ranklist_synthetic-tiny_worst.png", "ranklist_synthetic-tiny_worst.csv",
+        "gradcam_synthetic-tiny_random_hirescam.png",
         "tsne_synthetic-tiny_person.png", "tsne_synthetic-tiny_camera.png", "tsne_synthetic-tiny_images.png",
     }  # fmt: skip
     results = json.loads((run / "result.json").read_text())["results"]

@@ -1,4 +1,4 @@
-"""Curves and summaries of numbers: training, CMC, average precision by query, mAP by pair of cameras.
+"""Curves and summaries of scores: training, CMC, average precision by query, seeds, and scores by row and column.
 
 Scores come as fractions and are drawn in percent.
 """
@@ -7,41 +7,49 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
-from reidlib.plots.style import COLOURS, INK, LINES, VERDICTS, Figure, array, styled
+from reidlib.plots.style import COLOURS, GREY, INK, LINES, VERDICTS, Figure, array, styled
+from reidlib.scores import CLASSIFICATION, NAMES
 
-# Panel title, the keys drawn in it (in small letters), factor.
+# Panel title, the keys drawn in it, factor.
 _PANELS = (
     ("loss", ("loss", "cross_entropy", "triplet", "circle", "center"), 1),
     ("accuracy (%)", ("accuracy",), 100),
-    ("retrieval (%)", ("map", "rank1"), 100),
-    ("validation (%)", ("top1", "top5"), 100),
+    ("retrieval (%)", ("mAP", "rank1"), 100),
+    ("validation (%)", CLASSIFICATION, 100),
     ("learning rate (10⁻⁴)", ("lr",), 1e4),
 )
 
 
-def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str, **look: Any) -> None:
+def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
     marker = {"marker": "o", "markersize": 3.5} if len(x) <= 30 else {}
-    axes.plot(x, y, LINES[i % 4], color=COLOURS[i % 7], label=label, **marker, **look)
+    axes.plot(x, y, LINES[i % 4], color=COLOURS[i % 7], label=label, **marker)
 
 
 @styled
 def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Loss, accuracy, retrieval scores and learning rate by epoch, from one dict an epoch.
+    """Loss, accuracy, retrieval scores and learning rate by epoch.
 
-    Drawn are `loss` and its parts, `accuracy`, `mAP` and `rank1` (fractions) and `lr`, each after any prefix such as
-    `market1501/`; what is missing, None or NaN in an epoch is passed over. Raises ValueError where nothing is left.
+    Args:
+        metrics: one dict an epoch, as in metrics.jsonl. Drawn are `loss` and its parts, `lr`, and the fractions
+            `accuracy`, `mAP`, `rank1`, `top1` and `top5`, each after any prefix such as `market1501/`. What is missing,
+            None, NaN or infinite in an epoch is left out.
+        title: above the figure.
+
+    Raises:
+        ValueError: if there is nothing to draw.
     """
     drawn: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for at, row in enumerate(metrics):
         for key, value in row.items():
-            word = key.rpartition("/")[2].lower()
+            prefix, slash, word = key.rpartition("/")
             panel = next((i for i, (_, keys, _) in enumerate(_PANELS) if word in keys), None)
             if panel is not None and isinstance(value, int | float) and np.isfinite(value):
-                drawn.setdefault(panel, {}).setdefault(key, []).append((row.get("epoch", at + 1), value))
+                label = prefix + slash + NAMES.get(word, word.replace("_", " "))
+                drawn.setdefault(panel, {}).setdefault(label, []).append((row.get("epoch", at + 1), value))
     if not drawn:
         raise ValueError(f"no loss, accuracy, mAP, rank or lr in the {len(metrics)} epochs given")
     figure = Figure(figsize=(2.9 * len(drawn) + 0.3, 2.7 + (0.25 if title else 0)), layout="constrained")
@@ -49,9 +57,9 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     panels = figure.subplots(1, len(drawn), squeeze=False, sharex=True)[0]
     for axes, panel in zip(panels, sorted(drawn), strict=True):
         name, _, factor = _PANELS[panel]
-        for i, (key, points) in enumerate(drawn[panel].items()):
+        for i, (label, points) in enumerate(drawn[panel].items()):
             epochs, values = np.array(points, float).T
-            _line(axes, i, epochs, factor * values, key)
+            _line(axes, i, epochs, factor * values, label)
         axes.set(title=name, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_ylim(bottom=min(0, axes.dataLim.ymin))
@@ -64,7 +72,13 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Fi
 
 @styled
 def cmc_curves(curves: Mapping[str, Any], title: str = "", max_rank: int = 20) -> Figure:
-    """Cumulative matching characteristic of each named result, (max_rank,) fractions from rank 1 on."""
+    """Cumulative matching characteristic of each result: the share of queries with a match up to each rank.
+
+    Args:
+        curves: name → (R,) fractions, from rank 1 on.
+        title: above the figure.
+        max_rank: the last rank drawn.
+    """
     figure = Figure(figsize=(6.8, 3.4), layout="constrained")
     axes = figure.subplots()
     for i, (name, cmc) in enumerate(curves.items()):
@@ -79,14 +93,25 @@ def cmc_curves(curves: Mapping[str, Any], title: str = "", max_rank: int = 20) -
 
 @styled
 def ap_histogram(ap: Any, title: str = "", worst: int = 10) -> Figure:
-    """How average precision, `ap` (Q,), is spread over the queries, with mAP and the `worst` marked; NaN is left."""
+    """Distribution of average precision over the queries, in bins of 5 %.
+
+    Args:
+        ap: (Q,) fractions; NaN, of queries without a match, is left out.
+        title: above the figure.
+        worst: how many of the worst queries are marked.
+
+    Raises:
+        ValueError: if no query has a match.
+    """
+    import seaborn
+
     ap = array(ap, np.float64)
     ap = 100 * np.sort(ap[~np.isnan(ap)])
     if not len(ap):
         raise ValueError("no query has a match, so there is no average precision to draw")
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.hist(ap, np.linspace(0, 100, 21), color=COLOURS[4], edgecolor="white")
+    seaborn.histplot(x=ap, bins=20, binrange=(0, 100), color=COLOURS[4], alpha=1, edgecolor="white", ax=axes)
     axes.axvline(ap.mean(), color=INK, linestyle="--", linewidth=1.2, label=f"mAP {ap.mean():.1f} %")
     few, (colour, _, _) = ap[:worst], VERDICTS[False]
     label = f"the {len(few)} worst (up to {few[-1]:.1f} %)"
@@ -99,54 +124,76 @@ def ap_histogram(ap: Any, title: str = "", worst: int = 10) -> Figure:
 
 @styled
 def score_spread(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str = "") -> Figure:
-    """Scores of several runs by setting: a panel a score, a row a setting, a dot a run; mean and standard deviation.
+    """Scores of several runs by setting: a dot a run, with mean and sample standard deviation.
 
-    `panels[score][setting]` are shares, drawn in percent; they may be of different lengths.
+    Args:
+        panels: score → setting → fractions, one of each run. A panel a score, a row a setting.
+        title: above the figure.
+
+    Raises:
+        ValueError: if no setting has a score.
     """
+    import seaborn
+
     names = list(dict.fromkeys(name for rows in panels.values() for name in rows))
     if not names:
         raise ValueError("no setting has a score yet, so there is nothing to draw")
     width = 0.5 + 0.075 * max(map(len, names)) + 2.6 * len(panels)
-    figure = Figure(figsize=(width, 1.0 + 0.32 * len(names) + (0.25 if title else 0)), layout="constrained")
+    figure = Figure(figsize=(width, 1.2 + 0.32 * len(names) + (0.25 if title else 0)), layout="constrained")
     figure.suptitle(title or None, x=0.01, ha="left")
+    figure.supxlabel("○ a run   ◆ mean ± standard deviation of the runs", size=8, color=GREY)
     for axes, (score, rows) in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
     ):
-        for name, values in rows.items():
-            at, values = names.index(name), 100 * array(values, np.float64)
-            axes.plot(values, np.full(len(values), at), "o", color=COLOURS[4], markersize=4, alpha=0.8)
-            deviation = values.std(ddof=1) if len(values) > 1 else None
-            axes.errorbar(values.mean(), at, xerr=deviation, fmt="D", color=COLOURS[0], markersize=5, capsize=4)
-        axes.set(title=f"{score} (%)", ylim=(len(names) - 0.5, -0.5))
+        runs = {
+            "x": np.concatenate([100 * array(values, np.float64) for values in rows.values()]),
+            "y": [names.index(name) for name, values in rows.items() for _ in values],
+        }
+        seaborn.scatterplot(**runs, color="white", edgecolor=INK, linewidth=1, s=45, zorder=1, ax=axes)
+        seaborn.lineplot(  # pointplot would keep every figure that it draws
+            **{**runs, "orient": "y", "linestyle": "", "marker": "D", "markersize": 5, "color": COLOURS[0], "ax": axes},
+            **{"errorbar": "sd", "err_style": "bars", "err_kws": {"capsize": 4}},
+        )
         axes.set_yticks(range(len(names)), names)
+        axes.set(title=f"{NAMES.get(score, score)} (%)", xlabel="", ylabel="", ylim=(len(names) - 0.5, -0.5))
     return figure
 
 
 @styled
 def score_matrix(matrix: Any, rows: Any, columns: Any, title: str = "", labels: tuple[str, str] = ("", "")) -> Figure:
-    """Scores (R, C) as fractions, drawn in percent, with names or numbers of `rows` and `columns`; NaN is a dash.
+    """Heat map of scores, each written into its cell, on a scale of 0 to 100 %.
 
-    `labels` say what rows and columns are, such as cameras of query and gallery, or sources and targets.
+    Args:
+        matrix: (R, C) fractions; NaN is a hatched cell with a dash.
+        rows: R names or numbers; `columns`, C.
+        title: above the figure.
+        labels: what rows and columns are, such as cameras of query and gallery, or sources and targets.
+
+    Raises:
+        ValueError: if rows and columns do not fit the matrix.
     """
+    import seaborn
+
     matrix = 100 * array(matrix, np.float64)
     rows, columns = ([str(name) for name in array(names).tolist()] for names in (rows, columns))
     if matrix.shape != (len(rows), len(columns)):
         raise ValueError(f"{len(rows)} rows and {len(columns)} columns do not fit a matrix of shape {matrix.shape}")
     width = max(0.7, 0.085 * max(map(len, columns), default=0))
-    width = 0.8 + 0.075 * max(map(len, rows), default=0) + width * len(columns)
+    width = 1.6 + 0.075 * max(map(len, rows), default=0) + width * len(columns)
     figure = Figure(figsize=(width, 1.1 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    axes.set_facecolor("#F7F7F7")
+    axes.patch.set(facecolor="#F7F7F7", hatch="///", edgecolor="#CCCCCC")
     axes.grid(False)
-    low, high = (np.nanmin(matrix), np.nanmax(matrix)) if np.isfinite(matrix).any() else (0, 100)
-    picture = axes.imshow(matrix, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
-    for (i, j), value in np.ndenumerate(matrix):
-        red, green, blue, _ = colormaps["cividis"](picture.norm(0 if np.isnan(value) else value))
-        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 and not np.isnan(value) else "black"
-        axes.text(j, i, "–" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=ink)
+    # The light half of a map whose lightness rises evenly: black numbers are legible in every cell.
+    cmap = LinearSegmentedColormap.from_list("light", seaborn.color_palette("mako", 256)[128:])
+    seaborn.heatmap(
+        **{"data": matrix, "vmin": 0, "vmax": 100, "cmap": cmap, "xticklabels": columns, "yticklabels": rows},
+        **{"annot": True, "fmt": ".1f", "annot_kws": {"color": "black"}, "linewidths": 0.5, "ax": axes},
+        cbar_kws={"label": "%", "ticks": [0, 50, 100]},
+    )
+    for row, column in np.argwhere(np.isnan(matrix)):
+        axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center")
     axes.set(title=title, ylabel=labels[0], xlabel=labels[1])
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_xticks(range(len(columns)), columns)
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    axes.tick_params(axis="y", labelrotation=0)
     return figure

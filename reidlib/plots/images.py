@@ -1,6 +1,6 @@
-"""Figures made of the data set's own pictures: contact sheet, ranked lists, and ranked lists with their CAMs.
+"""Figures made of a dataset's own images: contact sheet, batches, pairs, ranked lists, and ranked lists with CAMs.
 
-A sample is anything with `path`, `pid` and `camid`. All of them are one grid of cells drawn on one axes, in inches.
+A sample is anything with `path`, `pid` and `camid`. Every figure is one grid of cells drawn on one axes, in inches.
 """
 
 from collections import Counter
@@ -19,12 +19,15 @@ from PIL import Image
 from reidlib.decoding import decode_image
 from reidlib.plots.style import GREY, PALE, VERDICTS, Figure, array, styled
 
-_HEIGHT, _WIDTH, _GAP, _LINE = 1.24, 0.62, 0.13, 0.135  # of a picture, between pictures, of a line of text: inches
+_HEIGHT, _WIDTH, _GAP, _LINE = 1.24, 0.62, 0.13, 0.135  # of an image, between images, of a line of text: inches
 _NOTE = "✓ solid: the same person; ✗ dashed: another; ⊘ dotted: not counted"
 
 
 def thumbnail(path: str | Path, size: tuple[int, int] = (256, 128)) -> np.ndarray:
-    """RGB uint8, shrunk to fit (height, width) with its proportions kept. Raises OSError naming a bad file."""
+    """An image file as RGB (h, w, 3) uint8, reduced to fit `size` (height, width), its proportions kept.
+
+    Raises OSError naming a file that cannot be read.
+    """
     image = decode_image(path)
     image.thumbnail((size[1], size[0]))
     return np.asarray(image)
@@ -46,19 +49,31 @@ def _grid(
     note: str = "",
     lines: int = 0,
     widths: Sequence[float] | None = None,
-    apart: int = 0,
-    empty: bool = False,
+    set_off: int = 0,
+    draw_empty: bool = False,
+    bar: tuple[np.ndarray, str, str] | None = None,
 ) -> Figure:
-    """Rows of cells with `lines` of caption; the first `apart` columns are set off; `empty` draws the blanks."""
+    """Rows of cells, None for an empty one.
+
+    Args:
+        rows: the cells.
+        title: above the figure; `note` is below it, in grey.
+        headers: one above each column; `labels`, one beside each row.
+        lines: of caption below each cell.
+        widths: of the columns, in inches.
+        set_off: how many columns stand apart on the left.
+        draw_empty: draw empty cells as pale boxes.
+        bar: a colour bar below the rows: its image (1, n, 3) uint8, and what its left and its right end mean.
+    """
     widths = widths or [_WIDTH] * len(headers)
     margin, label_width = 0.15, 0.075 * max(map(len, labels), default=0) + (0.1 if labels else 0)
     lefts = list(accumulate((w + _GAP for w in widths), initial=margin + label_width))
-    lefts = [x + (1.5 * _GAP if apart and i >= apart else 0) for i, x in enumerate(lefts)]
+    lefts = [x + (1.5 * _GAP if set_off and i >= set_off else 0) for i, x in enumerate(lefts)]
     width = max(lefts[-1] - _GAP + margin, 3.6)
     titles, notes = (wrap(text, int((width - 2 * margin) / inch)) for text, inch in ((title, 0.09), (note, 0.065)))
     top = margin + 0.19 * len(titles) + 0.15 * len(notes) + (0.06 if titles or notes else 0)
     step = _HEIGHT + lines * _LINE + _GAP
-    height = top + 0.22 + step * len(rows) + 0.02
+    height = top + 0.22 + step * len(rows) + (0.3 if bar else 0.02)
 
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
@@ -73,7 +88,7 @@ def _grid(
             axes.text(margin, y + _HEIGHT / 2, labels[i], va="center", size=8.5)
         for x, w, cell in zip(lefts, widths, row, strict=False):
             if cell is None:
-                if empty:
+                if draw_empty:
                     axes.add_patch(Rectangle((x, y), w, _HEIGHT, facecolor=PALE, edgecolor="none"))
                 continue
             h0, w0 = cell.image.shape[:2]
@@ -86,9 +101,14 @@ def _grid(
                 frame = Rectangle((x1, y1), w1, h1, fill=False, edgecolor=colour, linewidth=2.6, linestyle=style)
                 axes.add_patch(frame)
             for n, caption in enumerate(cell.captions):
-                look = {"color": colour, "weight": "bold"} if n == 0 and cell.verdict in VERDICTS else {}
-                where = (x + w / 2, y + _HEIGHT + 0.14 + n * _LINE)
-                axes.text(*where, caption, ha="center", va="baseline", size=7.5, **look)
+                font = {"color": colour, "weight": "bold"} if n == 0 and cell.verdict in VERDICTS else {}
+                axes.text(x + w / 2, y + _HEIGHT + 0.14 + n * _LINE, caption, ha="center", size=7.5, **font)
+    if bar:
+        image, low, high = bar
+        left, right, y = margin + 0.12, margin + 1.32, height - 0.18
+        axes.imshow(image, extent=(left, right, y + 0.06, y - 0.06), aspect="auto")
+        axes.text(left - 0.06, y, low, ha="right", va="center", size=8, color=GREY)
+        axes.text(right + 0.06, y, high, va="center", size=8, color=GREY)
     return figure
 
 
@@ -96,10 +116,17 @@ def _grid(
 def contact_sheet(
     samples: Sequence[Any], people: int = 8, cameras: Sequence[int] | None = None, seed: int = 0, title: str = ""
 ) -> Figure:
-    """People (rows) × cameras (columns): one picture of each person in each camera, blank if unseen.
+    """One image of each person (row) in each camera (column), blank where the camera never saw the person.
 
-    The people are those seen by most cameras, drawn by `seed` among equals.
-    Junk and distractors (pid below 1) are left out. `cameras` defaults to all. Raises ValueError where nobody is left.
+    Args:
+        samples: to choose from. Junk and distractors (pid below 1) are left out.
+        people: how many, those seen by most cameras; drawn by `seed` among equals.
+        cameras: camids; all if None.
+        seed: of the choice of people and of their images.
+        title: above the figure.
+
+    Raises:
+        ValueError: if there is nobody to show.
     """
     rng = np.random.default_rng(seed)
     cameras = sorted({s.camid for s in samples}) if cameras is None else list(cameras)
@@ -119,14 +146,17 @@ def contact_sheet(
 
     rows = [[cell(pid, camid) for camid in cameras] for pid in pids]
     labels = [f"pid {pid}" for pid in pids]
-    return _grid(rows, title=title, headers=[f"cam {c}" for c in cameras], labels=labels, empty=True)
+    return _grid(rows, title=title, headers=[f"cam {c}" for c in cameras], labels=labels, draw_empty=True)
 
 
 @styled
 def class_sheet(
     samples: Sequence[Any], classes: Sequence[str], rows: int = 6, columns: int = 8, title: str = ""
 ) -> Figure:
-    """Some classes (rows), from the first to the last, and the first pictures of each; a sample's pid is its class."""
+    """The first `columns` images of each of `rows` classes, spread from the first to the last class.
+
+    A sample's pid is the index of its class in `classes`.
+    """
     shown = np.unique(np.linspace(0, len(classes) - 1, rows).round().astype(int)).tolist()
     found: dict[int, list[_Cell]] = {at: [] for at in shown}
     for sample in samples:
@@ -138,11 +168,25 @@ def class_sheet(
 
 @styled
 def batch_sheet(images: Any, captions: Sequence[str], columns: int = 8, title: str = "", note: str = "") -> Figure:
-    """A batch (B, 3, H, W) uint8 as a model was given it, in its order, with a word below each picture."""
-    pictures = array(images, np.uint8).transpose(0, 2, 3, 1)
-    cells = [_Cell(picture, (word,)) for picture, word in zip(pictures, captions, strict=True)]
+    """A batch (B, 3, H, W) uint8 as a model was given it, in its order, with B captions."""
+    pixels = array(images, np.uint8).transpose(0, 2, 3, 1)
+    cells = [_Cell(image, (caption,)) for image, caption in zip(pixels, captions, strict=True)]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     return _grid(rows, title=title, note=note, headers=[""] * columns, lines=1)
+
+
+@styled
+def pair_sheet(pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4) -> Figure:
+    """Pairs of samples side by side, each with one line of text below; `columns` pairs in a row."""
+    cells: list[list[_Cell | None]] = [
+        [_Cell(thumbnail(s.path), (f"pid {s.pid}, cam {s.camid}", text)) for s, text in ((a, text), (b, ""))]
+        for a, b, text in pairs
+    ]
+    if not cells:
+        raise ValueError("there is no pair to show")
+    rows = [[c for pair in cells[i : i + columns] for c in (*pair, None)] for i in range(0, len(cells), columns)]
+    across = len(rows[0]) // 3
+    return _grid(rows, title=title, headers=[""] * 3 * across, lines=2, widths=[0.8, 0.8, 0.2] * across)
 
 
 def _verdict(query: Any, match: Any) -> bool | None:
@@ -151,7 +195,8 @@ def _verdict(query: Any, match: Any) -> bool | None:
     return None if match.pid == -1 or (same and match.camid == query.camid) else same
 
 
-def _lists(queries: Sequence[Any], gallery: Sequence[Any], ranked: Any, similarity: Any, ap: Any) -> tuple:
+def _checked(queries: Sequence[Any], gallery: Sequence[Any], ranked: Any, similarity: Any, ap: Any) -> tuple:
+    """`ranked`, `similarity` and `ap` as arrays. Raises ValueError where they do not fit queries and gallery."""
     ranked, similarity = array(ranked, np.int64), array(similarity, np.float64)
     if ranked.ndim != 2 or ranked.shape != similarity.shape or len(ranked) != len(queries):
         raise ValueError(
@@ -178,11 +223,20 @@ def rank_list(
 ) -> Figure:
     """One row a query: the query, then its first k matches, framed right or wrong, with similarity, pid and camera.
 
-    `ranked` (Q, k) int: gallery indices, best first, -1 where the list is short (left blank); `similarity` (Q, k);
-    `ap` (Q,) float in [0, 1], NaN for a query without a match. `title` says which queries these are, and in what order.
     What a protocol drops is framed grey and dotted, should it be in the list.
+
+    Args:
+        queries: Q samples.
+        gallery: samples that `ranked` points at.
+        ranked: (Q, k) int, gallery indices, best first, -1 where the list is short (left blank).
+        similarity: (Q, k) float.
+        ap: (Q,) float in [0, 1], NaN for a query without a match; None writes none.
+        title: says which queries these are, and in what order.
+
+    Raises:
+        ValueError: if shapes or indices do not fit.
     """
-    ranked, similarity, ap = _lists(queries, gallery, ranked, similarity, ap)
+    ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
 
     def cell(query: Any, index: int, value: float) -> _Cell | None:
         if index < 0:
@@ -197,14 +251,14 @@ def rank_list(
     ]
     headers = ["query", *map(str, range(1, ranked.shape[1] + 1))]
     note = _NOTE + ". Under each match: cosine similarity, then pid · camera"
-    return _grid(rows, title=title, headers=headers, note=note, lines=2, apart=1)
+    return _grid(rows, title=title, headers=headers, note=note, lines=2, set_off=1)
 
 
 def rank_list_rows(
     queries: Sequence[Any], gallery: Sequence[Any], ranked: Any, similarity: Any, *, ap: Any = None
 ) -> list[dict[str, Any]]:
-    """The table beside `rank_list`'s picture, one dict a match, ready for `pandas.DataFrame(rows).to_csv`."""
-    ranked, similarity, ap = _lists(queries, gallery, ranked, similarity, ap)
+    """The table beside `rank_list`, one dict a match, ready for `pandas.DataFrame(rows).to_csv`. Args as there."""
+    ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
     rows = []
     for query, score, indices, values in zip(queries, ap, ranked, similarity, strict=True):
         for rank, (index, value) in enumerate(zip(indices, values, strict=True), start=1):
@@ -221,14 +275,27 @@ def rank_list_rows(
     return rows
 
 
-def overlay(image: np.ndarray, cam: Any) -> np.ndarray:
-    """A map (h, w) in [0, 1] over a picture (H, W, 3) uint8; gives (H, W, 3) uint8, bright where the map is high."""
-    size = image.shape[1::-1]
-    heat = np.asarray(Image.fromarray(array(cam, np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    # A muted picture under the colours, so that a yellow shirt is not read as heat.
-    muted = 0.9 * (0.35 * image + 0.65 * (image @ [0.299, 0.587, 0.114])[..., None])
-    strength = 0.75 * heat[..., None]
-    return (muted * (1 - strength) + 255 * colormaps["inferno"](heat)[..., :3] * strength).astype(np.uint8)
+def overlay(image: np.ndarray, cam: Any, top: float | None = None) -> np.ndarray:
+    """A map over a darkened image: the brighter, the higher, with a white line at half of the scale.
+
+    Args:
+        image: (H, W, 3) uint8.
+        cam: (h, w) float, 0 or more; enlarged bilinearly.
+        top: value that is drawn brightest; the highest of `cam` if None.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    cam = array(cam, np.float32)
+    top = cam.max() if top is None else top
+    heat = Image.fromarray(cam / max(top, 1e-12)).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
+    heat = np.asarray(heat).clip(0, 1)
+    # Dark and almost grey, so that neither a white wall nor a yellow shirt is read as heat, in greyscale either.
+    dark = 0.6 * (0.35 * image + 0.65 * (image @ [0.299, 0.587, 0.114])[..., None])
+    laid = dark * (1 - heat[..., None]) + 255 * colormaps["inferno"](0.25 + 0.75 * heat)[..., :3] * heat[..., None]
+    inside = np.pad(heat >= 0.5, 1, mode="edge")
+    laid[(inside[1:-1, 1:-1] != inside[2:, 1:-1]) | (inside[1:-1, 1:-1] != inside[1:-1, 2:])] = 255
+    return laid.astype(np.uint8)
 
 
 @styled
@@ -244,31 +311,47 @@ def cam_figure(
     ap: Any = None,
     title: str = "",
 ) -> Figure:
-    """One row a query: the query, the CAM of its feature, then each match as a pair: what their similarity rests on.
+    """One row a query: the query, the CAM of its feature, then each match as a pair with the CAM of their similarity.
 
-    `feature_cams` (Q, h, w) from `feature_cam`; `query_cams` and `match_cams` (Q, k, h, w), the two results of
-    `similarity_cam` (anything where `ranked` is -1). The rest as in `rank_list`.
+    All maps of a row are drawn on one scale, from 0 to the highest value in the row, which stands below the second
+    image, so that brightness may be compared along a row; from row to row the numbers may.
+
+    Args:
+        queries, gallery, ranked, similarity, ap, title: as in `rank_list`.
+        feature_cams: (Q, h, w) from `feature_cam`.
+        query_cams: (Q, k, h, w), the first result of `similarity_cam`; ignored where `ranked` is -1.
+        match_cams: (Q, k, h, w), the second.
     """
-    ranked, similarity, ap = _lists(queries, gallery, ranked, similarity, ap)
+    ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
     feature_cams, query_cams, match_cams = map(array, (feature_cams, query_cams, match_cams))
-    side, rows = np.full((256, 4, 3), 255, np.uint8), []
+    gap, rows = np.full((256, 4, 3), 255, np.uint8), []
     for i, query in enumerate(queries):
-        picture = _filled(query)
-        row = [_Cell(picture, _query_captions(query, ap[i])), _Cell(overlay(picture, feature_cams[i]))]
+        shown = ranked[i] >= 0
+        top = max(maps.max(initial=0) for maps in (feature_cams[i], query_cams[i][shown], match_cams[i][shown]))
+        image = _stretched(query)
+        row = [
+            _Cell(image, _query_captions(query, ap[i])),
+            _Cell(overlay(image, feature_cams[i], top), (f"max {top:.2g}",)),
+        ]
         for j, index in enumerate(ranked[i]):
             match = gallery[index]
             verdict = _verdict(query, match)
-            pair = overlay(picture, query_cams[i, j]), side, overlay(_filled(match), match_cams[i, j])
+            pair = overlay(image, query_cams[i, j], top), gap, overlay(_stretched(match), match_cams[i, j], top)
             captions = "  ".join(_match_captions(verdict, similarity[i, j], match))
             row.append(_Cell(np.hstack(pair), (captions,), verdict) if index >= 0 else None)
         rows.append(row)
     k = ranked.shape[1]
     headers = ["query", "feature", *(f"{rank}: query | match" for rank in range(1, k + 1))]
-    note = _NOTE + ". Bright: what the similarity rests on"
+    note = _NOTE + ". Bright: where the similarity comes from; the maps of a row share one scale"
+    bar = overlay(np.full((8, 128, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 128), (8, 1)), 1)
     widths = [_WIDTH, _WIDTH] + [2 * _WIDTH + 0.02] * k
-    return _grid(rows, title=title, headers=headers, note=note, lines=2, widths=widths, apart=2)
+    return _grid(
+        rows,
+        **{"title": title, "headers": headers, "note": note, "lines": 2, "widths": widths, "set_off": 2},
+        bar=(bar, "0", "max of the row; white line: half of it"),
+    )
 
 
-def _filled(sample: Any) -> np.ndarray:
-    """The picture stretched to 256 × 128, as a model sees it."""
+def _stretched(sample: Any) -> np.ndarray:
+    """The image stretched to 256 × 128, as a model sees it."""
     return np.asarray(Image.fromarray(thumbnail(sample.path)).resize((128, 256), Image.Resampling.BILINEAR))

@@ -1,22 +1,31 @@
-"""Figures about a data set before anything is trained: who was seen where, how large, how alike; matrices of scores."""
+"""Figures about a dataset before anything is trained: who was seen where, and how large the images are."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
 
-from reidlib.plots.images import _Cell, _grid, thumbnail
-from reidlib.plots.style import COLOURS, GREY, Figure, array, styled
+from reidlib.plots.style import GREY, Figure, array, styled
+
+_CMAP = "crest"  # seaborn's: one image is well darker than the white of none, and more is darker
 
 
 @styled
 def image_counts(tables: Mapping[str, tuple[Any, Sequence[int]]], title: str = "") -> Figure:
-    """How many pictures (P, C) of each person (across, most seen first) each camera (down) took; one panel a split.
+    """How many images each camera (down) took of each person (across, most images first): a heat map for each split.
 
-    `tables` gives counts and camids for each split. White is a camera that never saw the person.
+    All splits share one scale. White is a camera that never saw the person.
+
+    Args:
+        tables: split → counts (P, C) int, and the C camids. Splits without a person are left out.
+        title: above the figure.
+
+    Raises:
+        ValueError: if no split shows a person.
     """
+    import seaborn
+
     tables = {name: (array(counts), list(camids)) for name, (counts, camids) in tables.items() if array(counts).size}
     if not tables:
         raise ValueError("no split shows a person, so there is nothing to count")
@@ -25,54 +34,53 @@ def image_counts(tables: Mapping[str, tuple[Any, Sequence[int]]], title: str = "
     figure.suptitle(title or None, x=0.01, ha="left")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
     most = max(counts.max() for counts, _ in tables.values())
-    colours = colormaps["cividis_r"].with_extremes(under="white")
+    scale = {"vmin": 0.5, "vmax": max(most, 1.5), "cmap": _CMAP, "cbar": False}
     for axes, (name, (counts, camids)) in zip(panels, tables.items(), strict=True):
-        order = np.lexsort((-(counts > 0).sum(1), -counts.sum(1)))
-        shown = axes.imshow(
-            counts[order].T, cmap=colours, vmin=0.5, vmax=max(most, 1.5), aspect="auto", interpolation="none"
+        cameras = (counts > 0).sum(1)
+        counted = counts[np.lexsort((-cameras, -counts.sum(1)))].T  # (C, P)
+        seaborn.heatmap(
+            counted, mask=counted == 0, xticklabels=False, yticklabels=camids, rasterized=True, ax=axes, **scale
         )
-        single = int(((counts > 0).sum(1) < 2).sum())
-        axes.set_title(f"{name}: {len(counts)} people, {counts.sum()} pictures; {single} before one camera only")
-        axes.set_yticks(range(len(camids)), camids)
-        axes.set(xlabel="people, most pictures first", ylabel="camera")
-        axes.set_xticks([])
+        axes.set_title(f"{name}: {len(counts)} people, {counts.sum()} images; {(cameras < 2).sum()} in one camera only")
+        axes.set(xlabel="people, most images first", ylabel="camera")
+        axes.tick_params(axis="y", labelrotation=0)
         axes.grid(False)
-    bar = figure.colorbar(shown, ax=list(panels), label="pictures", ticks=MaxNLocator(integer=True), shrink=0.8)
-    bar.outline.set_visible(False)
+    ticks = MaxNLocator(integer=True)
+    figure.colorbar(axes.collections[0], ax=list(panels), label="images", ticks=ticks, shrink=0.8).outline.set_lw(0)
     return figure
 
 
 @styled
 def image_sizes(sizes: Any, title: str = "", wanted: tuple[int, int] = (256, 128)) -> Figure:
-    """Height over width of every picture, `sizes` (N, 2) in pixels, with the shape that they are resized to."""
+    """Distribution of heights and widths, with the shape that images are resized to as a dashed line.
+
+    Args:
+        sizes: (N, 2) int, height and width in pixels; those with a zero, of unreadable files, are left out.
+        title: above the figure; the commonest size if empty.
+        wanted: (height, width) of the dashed line.
+
+    Raises:
+        ValueError: if no image has a size.
+    """
+    import seaborn
+
     sizes = array(sizes, np.int64)
-    sizes, counts = np.unique(sizes[sizes.min(1) > 0], axis=0, return_counts=True)
+    sizes = sizes[sizes.min(1) > 0]
     if not len(sizes):
-        raise ValueError("no picture has a size")
-    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+        raise ValueError("no image has a size")
+    different, counts = np.unique(sizes, axis=0, return_counts=True)
+    high, wide = (1.15 * sizes.max(0)).clip((32, 16))
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    area = (4 + 400 * counts / counts.sum()).clip(max=60)
-    axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=COLOURS[0], alpha=0.5)
-    edge = 1.15 * np.array([max(sizes[:, 1].max(), 16), max(sizes[:, 0].max(), 32)])
-    across = np.array([0, min(edge[0], edge[1] * wanted[1] / wanted[0])])
-    axes.plot(across, across * wanted[0] / wanted[1], "--", color=GREY, label=f"shape of {wanted[0]} × {wanted[1]}")
-    most = sizes[counts.argmax()]
-    several = f"{len(sizes)} sizes, most often" if len(sizes) > 1 else "all of"
-    axes.set_title(title or f"{counts.sum()} pictures, {several} {most[0]} × {most[1]}")
-    axes.set(xlabel="width (pixels)", ylabel="height (pixels)", xlim=(0, edge[0]), ylim=(0, edge[1]))
+    seaborn.histplot(
+        **{"x": sizes[:, 1], "y": sizes[:, 0], "ax": axes, "cmap": _CMAP, "vmin": 1},
+        **{"bins": 40, "binrange": ((0, wide), (0, high)), "cbar": True, "cbar_kws": {"label": "images in a bin"}},
+    )
+    across = min(wide, high * wanted[1] / wanted[0])
+    axes.plot([0, across], [0, across * wanted[0] / wanted[1]], "--", c=GREY, label="shape of {} × {}".format(*wanted))
+    most = "{} × {}".format(*different[counts.argmax()])
+    several = f"{len(different)} sizes, most often" if len(different) > 1 else "all of"
+    axes.set_title(title or f"{len(sizes)} images, {several} {most}")
+    axes.set(xlabel="width (pixels)", ylabel="height (pixels)", xlim=(0, wide), ylim=(0, high))
     axes.legend(loc="lower right")
     return figure
-
-
-@styled
-def pair_sheet(pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4) -> Figure:
-    """Pairs of samples side by side, each with one line of text below; `columns` pairs in a row."""
-    cells: list[list[_Cell | None]] = [
-        [_Cell(thumbnail(s.path), (f"pid {s.pid}, cam {s.camid}", text)) for s, text in ((a, text), (b, ""))]
-        for a, b, text in pairs
-    ]
-    if not cells:
-        raise ValueError("there is no pair to show")
-    rows = [[c for pair in cells[i : i + columns] for c in (*pair, None)] for i in range(0, len(cells), columns)]
-    across = len(rows[0]) // 3
-    return _grid(rows, title=title, headers=[""] * 3 * across, lines=2, widths=[0.8, 0.8, 0.2] * across)

@@ -1,12 +1,12 @@
-"""The one look of every figure, how a notebook shows it, and how it reaches the disk.
+"""Style of every figure, how a notebook displays it, and how it is written to disk.
 
-Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers tell apart; right and
-wrong differ by line style and mark as well. No figure is known to pyplot: no backend is chosen, nothing stays open,
-and a notebook shows a figure once, where it is the last expression of a cell.
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which people with a colour-vision deficiency tell
+apart; whatever a colour means, a line style, a marker, a number or lightness says as well. Figures are not registered
+with pyplot: no backend is chosen, none stays open, and a notebook shows one once, as the last expression of a cell.
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 import numpy as np
+from matplotlib import font_manager
 from PIL import Image
 
 from reidlib.files import whole_file
@@ -21,10 +22,9 @@ from reidlib.files import whole_file
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 LINES = ("-", "--", "-.", ":")
 INK, GREY, PALE = "#222222", "#767676", "#F1F1F1"
-# What frames a picture: right, wrong, and neither (junk, which no protocol counts).
+# Frame colour, line style and symbol of an image: right, wrong, and neither (junk, which no protocol counts).
 VERDICTS = {True: ("#009E73", "-", "✓"), False: ("#D55E00", (0, (3, 1.6)), "✗"), None: (GREY, ":", "⊘")}
 _RC = {
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -45,8 +45,11 @@ _RC = {
     "figure.facecolor": "white",
     "figure.titlesize": 11,
     "figure.titleweight": "bold",
+    "hatch.color": "#BBBBBB",
     "hatch.linewidth": 0.5,
 }
+# Names of people, classes and runs may be in any script; DejaVu Sans has no Chinese, Japanese or Korean.
+_CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei")
 
 
 class Figure(matplotlib.figure.Figure):
@@ -56,25 +59,39 @@ class Figure(matplotlib.figure.Figure):
         return {"image/png": preview(self)}
 
 
+@cache
+def _fonts() -> list[str]:
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _CJK if name in installed)]
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the house's style and leave matplotlib's settings as they were."""
+    """Decorate a plot function: it draws in this style, and matplotlib's settings are afterwards as they were."""
 
     @wraps(draw)
     def wrapped(*args: Any, **kwargs: Any) -> Figure:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # a user's matplotlibrc or a seaborn theme must not change what is saved
-            matplotlib.rcParams.update(_RC)
+            matplotlib.rcParams.update(_RC | {"font.family": _fonts()})
             figure = draw(*args, **kwargs)
             for title in [figure._suptitle, *(axes._left_title for axes in figure.axes)]:
                 if title is not None:
-                    title.set_wrap(True)  # a long name goes on in a second line, not beyond the edge
+                    title.set_wrap(True)  # a long name continues on a second line
             return figure
 
     return wrapped
 
 
 def preview(figure: matplotlib.figure.Figure, limit: int = 300_000) -> bytes:
-    """The figure as PNG of about `limit` bytes at most: 100 dpi; 256 colours, then fewer dots, where it is larger."""
+    """Encode a figure as a small PNG.
+
+    Args:
+        figure: the figure.
+        limit: size to aim at, in bytes. A larger PNG is reduced to 256 colours, then to fewer dots.
+
+    Returns:
+        The PNG at 100 dpi, or 60 dpi at least.
+    """
     for dpi in (100, 90, 80, 70, 60):
         png = BytesIO()
         figure.savefig(png, format="png", dpi=dpi)
@@ -88,9 +105,19 @@ def preview(figure: matplotlib.figure.Figure, limit: int = 300_000) -> bytes:
 
 
 def save(figure: matplotlib.figure.Figure, path: str | Path, *, dpi: int = 150, small: bool = False) -> Path:
-    """Write the figure whole or not at all, as its suffix says (png, pdf, svg); `small` writes the notebook's preview.
+    """Write a figure, whole or not at all.
 
-    Raises OSError naming `path` when the disk is full.
+    Args:
+        figure: the figure.
+        path: file to write; its suffix is the format (png, pdf, svg).
+        dpi: dots per inch of what is raster.
+        small: write the notebook's `preview` instead.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: naming `path`, for example when the disk is full.
     """
     with whole_file(path) as part:
         if small:
@@ -109,7 +136,16 @@ def array(values: Any, dtype: Any = None) -> np.ndarray:
 
 
 def label_styles(labels: Sequence, count: int = 20, skip: Sequence = ()) -> dict[Any, tuple[str, str]]:
-    """(colour, marker) of the `count` commonest labels, 21 at most: no two share both, neighbours share neither."""
+    """Colour and marker for the most frequent labels.
+
+    Args:
+        labels: (N,) labels of points, of any type that sorts.
+        count: how many labels get a style, 21 at most.
+        skip: labels that get none.
+
+    Returns:
+        label → (colour, marker), in the order of the labels. No two share both, neighbours share neither.
+    """
     names, counts = np.unique(np.asarray(labels), return_counts=True)
     names = [n for n in names[np.argsort(-counts, kind="stable")].tolist() if n not in set(skip)]
     return {

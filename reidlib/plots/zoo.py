@@ -1,4 +1,4 @@
-"""Accuracy against cost over many models, with the front that none of them beats."""
+"""Accuracy against cost over many models, with the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
@@ -22,11 +22,22 @@ def cost_accuracy(
     title: str = "",
     label: str = "mAP (%)",
 ) -> Figure:
-    """`scores` (N,) in percent over each of the `costs` (N,), one panel each under the key as its label.
+    """Scores over costs, with the Pareto front: no other point is both better and cheaper.
 
-    Costs are on a logarithmic axis; scores are spread the more the nearer they are to 100. Points of a front, (N,) bool
-    under the same key, are ringed, joined and labelled with their `names`. `groups` (N,) give colour and mark.
-    ValueError for different lengths, or nothing to draw.
+    Costs are on a logarithmic axis; the score axis is stretched towards 100 %. Points of the front are ringed, joined
+    and labelled.
+
+    Args:
+        costs: label of a panel → (N,) float; a panel each.
+        fronts: the same label → (N,) bool, which points are on its front.
+        scores: (N,) in percent.
+        names: N names.
+        groups: N groups, which give colour and marker.
+        title: above the figure.
+        label: of the score axis.
+
+    Raises:
+        ValueError: if lengths differ, or there is nothing to draw.
     """
     scores, names, groups = array(scores, np.float64), list(names), list(groups)
     costs = {key: array(cost, np.float64) for key, cost in costs.items()}

@@ -1,6 +1,5 @@
-"""What the notebooks would otherwise copy from each other: choosing, small tables, pictures that redraw themselves."""
+"""What the notebooks would otherwise copy from each other: choosing, small tables, figures that redraw themselves."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -26,17 +25,23 @@ CHOICES = ("worst", "best", "random", "chosen")
 
 
 def is_interactive() -> bool:
-    """Whether a person started this kernel from a Jupyter front end: then progress bars and widgets serve somebody.
+    """Whether this cell was run from a front end, where progress bars, widgets and live figures serve a person.
 
-    papermill, nbconvert and nbval start kernels without a session.
+    JupyterLab, Notebook, VS Code, Colab and consoles let a cell ask for input, and every request to execute says so:
+    `allow_stdin` in Jupyter's messaging protocol. papermill, nbconvert and nbval forbid it. Any other message, that of
+    a widget, comes from a front end. False outside a kernel.
     """
-    return "JPY_SESSION_NAME" in os.environ
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    request = kernel.get_parent() if kernel else {}
+    return bool(request) and request["content"].get("allow_stdin", True)
 
 
 class LiveFigure:
-    """One picture in a cell's output, redrawn in place by each call: `LiveFigure(draw)(data)`.
+    """A figure in a cell's output that each call redraws in place: `LiveFigure(draw)(data)`.
 
-    Where nobody watches it draws nothing: the notebook shows the final picture in a cell of its own.
+    It draws nothing where the notebook is not interactive: the final figure stands in a cell of its own.
     """
 
     def __init__(self, draw: Callable[..., Any]) -> None:
@@ -126,7 +131,7 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
 
 
 def bad_batch(run: Run) -> Any:
-    """The batch that training of `run` stopped at, person and camera below each picture; None where it met none."""
+    """The batch at which the training of `run` stopped, class and camera below each image; None if there is none."""
     from reidlib.plots import batch_sheet
 
     if (found := record.bad_batch(run)) is None:
@@ -202,20 +207,31 @@ def cams(
     similarity: Tensor,
     *,
     cameras: dict[int, int] | None = None,
+    method: str = "hirescam",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The maps that `plots.cam_figure` takes for those rows: (R, H, W) of the features, twice (R, k, H, W) of pairs."""
+    """The maps that `plots.cam_figure` draws.
+
+    Args:
+        model: as in `plots.feature_cam`.
+        queries, gallery, ranked, similarity: the result of `rank_rows`, R queries with k matches each.
+        cameras: camid → index that the model takes; None for a model that uses no camera.
+        method: one of `plots.cam`'s METHODS.
+
+    Returns:
+        Maps (R, h, w) of the queries' features, then (R, k, h, w) of the query and of the match of each pair, float32.
+    """
     from reidlib.plots import feature_cam, similarity_cam
 
-    rows, k = ranked.shape
-    left = torch.stack([read_image(s.path, model.input_size) for s in queries])
-    right = torch.stack([read_image(gallery[i].path, model.input_size) for i in ranked.flatten().tolist()])
-    known = cameras or {}
-    left_cams = torch.tensor([known.get(s.camid, -1) for s in queries])
-    right_cams = torch.tensor([known.get(gallery[i].camid, -1) for i in ranked.flatten().tolist()])
+    matches = [gallery[i] for i in ranked.flatten().tolist()]
+    left, right = (torch.stack([read_image(s.path, model.input_size) for s in side]) for side in (queries, matches))
+    left_cams, right_cams = (
+        torch.tensor([(cameras or {}).get(s.camid, -1) for s in side]) for side in (queries, matches)
+    )
+    k = ranked.shape[1]
     pairs = similarity_cam(
-        model, left.repeat_interleave(k, 0), right, left_cams.repeat_interleave(k), right_cams
-    )  # 2 × (R·k, H, W)
-    return feature_cam(model, left, left_cams), *(maps.unflatten(0, (rows, k)) for maps in pairs)
+        model, left.repeat_interleave(k, 0), right, left_cams.repeat_interleave(k), right_cams, method=method
+    )  # 2 × (R·k, h, w)
+    return feature_cam(model, left, left_cams, method=method), *(maps.unflatten(0, (-1, k)) for maps in pairs)
 
 
 def below(path: str | Path, root: str | Path) -> str:
@@ -225,10 +241,21 @@ def below(path: str | Path, root: str | Path) -> str:
 
 
 def browse(draw: Callable[[int], Any], count: int, *, start: int = 0) -> Any:
-    """A slider over `draw(0)` … `draw(count - 1)`; where nobody watches, the plain picture of `start`."""
-    if not is_interactive():
-        return draw(start)
-    from ipywidgets import IntSlider, interact
+    """The figure `draw(start)`; where the notebook is interactive, with a slider that shows another one of `count`.
 
-    interact(draw, index=IntSlider(start, 0, count - 1, continuous_update=False))
-    return None
+    Without a kernel the slider is dead, the figure stays.
+    """
+    if is_interactive():
+        from IPython.display import clear_output, display
+        from ipywidgets import IntSlider, Output, VBox
+
+        slider, shown = IntSlider(start, 0, count - 1, description="index", continuous_update=False), Output()
+
+        def redraw(change: dict[str, Any]) -> None:
+            with shown:
+                clear_output(wait=True)
+                display(draw(change["new"]))
+
+        slider.observe(redraw, "value")
+        display(VBox([slider, shown]))
+    return draw(start)
