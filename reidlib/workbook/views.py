@@ -207,6 +207,7 @@ def cams(
     similarity: Tensor,
     *,
     cameras: dict[int, int] | None = None,
+    interpolation: str = "bilinear",
     method: str = "hirescam",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The maps that `plots.cam_figure` draws.
@@ -215,6 +216,7 @@ def cams(
         model: as in `plots.feature_cam`.
         queries, gallery, ranked, similarity: the result of `rank_rows`, R queries with k matches each.
         cameras: camid → index that the model takes; None for a model that uses no camera.
+        interpolation: how images are resized to what the model takes, "bilinear" or "bicubic".
         method: one of `plots.cam`'s METHODS.
 
     Returns:
@@ -223,7 +225,10 @@ def cams(
     from reidlib.plots import feature_cam, similarity_cam
 
     matches = [gallery[i] for i in ranked.flatten().tolist()]
-    left, right = (torch.stack([read_image(s.path, model.input_size) for s in side]) for side in (queries, matches))
+    left, right = (
+        torch.stack([read_image(s.path, model.input_size, interpolation=interpolation) for s in side])
+        for side in (queries, matches)
+    )
     left_cams, right_cams = (
         torch.tensor([(cameras or {}).get(s.camid, -1) for s in side]) for side in (queries, matches)
     )
