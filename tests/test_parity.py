@@ -64,7 +64,8 @@ HALF = "features are float32 here, float16 there"
             {"images": {"train": 1, "query": 11659, "gallery": 80000}},
             ("gallery has 80,000 images here, 82,161 as published", HALF),
         ),
-        ({"input_size": [384, 128]}, {}, ("pictures are 384x128 here, 256x128 there", HALF)),
+        ({"input_size": [384, 128]}, {}, ("images are 384x128 here, 256x128 there", HALF)),
+        ({"interpolation": "bicubic"}, {}, ("images are resized bicubically here, bilinearly there", HALF)),
         ({}, {"flip": True}, ("features are averaged over mirror images here, not there", HALF)),
         (
             {},
@@ -84,7 +85,7 @@ HALF = "features are float32 here, float16 there"
             {"version": "V2", "metric": "euclidean", "flip": True},
             (
                 "the data set is V2 here, V1 there",
-                "pictures are 128x64 here, 256x128 there",
+                "images are 128x64 here, 256x128 there",
                 "features are averaged over mirror images here, not there",
                 "ranked by euclidean distance here, cosine there",
                 HALF,

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from reidlib.data.datasets import PUBLISHED
 from reidlib.data.samples import COMBINED
 from reidlib.evaluation import Features, evaluate_ranking, ranking_inputs
-from reidlib.models.printed.published import Published, published
+from reidlib.models.printed.published import Published, interpolation, published
+from reidlib.models.zoo import MODELS
 
 TOLERANCE = 0.3  # points
 
@@ -69,6 +70,7 @@ def compare(
             parity = _measure(row, tested_on, result)
             if parity.verdict != "parity":
                 ours = {
+                    "interpolation": "bilinear",
                     "flip": False,
                     "multi_query": "",
                     "precision": "float32",
@@ -134,7 +136,12 @@ def _images(ours: Mapping[str, Any], parity: Parity) -> str:
 
 def _input(ours: Mapping[str, Any], parity: Parity) -> str:
     here, there = "x".join(map(str, ours["input_size"])), parity.row.input
-    return f"pictures are {here} here, {there} there" if there and here != there else ""
+    return f"images are {here} here, {there} there" if there and here != there else ""
+
+
+def _interpolation(ours: Mapping[str, Any], parity: Parity) -> str:
+    here, there = ours["interpolation"], interpolation(MODELS[parity.row.model].family)
+    return f"images are resized {here}ly here, {there}ly there".replace("icly", "ically") if here != there else ""
 
 
 def _flip(ours: Mapping[str, Any], parity: Parity) -> str:
@@ -185,6 +192,7 @@ _CAUSES: tuple[Callable[[Mapping[str, Any], Parity], str], ...] = (
     _version,
     _images,
     _input,
+    _interpolation,
     _flip,
     _multi_query,
     _distance,

@@ -116,7 +116,9 @@ class Run(RunFolder):
     ) -> Self:
         """A run that holds a copy of published weights, so that it stays whole when the download is gone."""
         from reidlib.models import create_model
+        from reidlib.models.printed import published
         from reidlib.models.weights import find_weights
+        from reidlib.models.zoo import MODELS
         from reidlib.training import record
 
         if not model:
@@ -124,13 +126,16 @@ class Run(RunFolder):
         found = find_weights(model, weights)
         if found.run:
             return cls.open(str(found.run), model=model)
-        asked = {"model": found.model, "weights": found.name}
-        asked |= {"input_size": list(size)} if size else {}
-        asked |= {"interpolation": interpolation} if interpolation else {}
-        ending = f"-{size[0]}x{size[1]}" if size else ""
-        self = cls.create(run or f"{found.label}{ending}{f'-{interpolation}' * bool(interpolation)}", asked)
+        family = MODELS[found.model].family
+        ending = (f"-{size[0]}x{size[1]}" if size else "") + (f"-{interpolation}" if interpolation else "")
+        interpolation = interpolation or published.interpolation(family)
+        asked = {"model": found.model, "weights": found.name, "input_size": list(size) if size else None}
+        asked |= {"interpolation": interpolation}
+        self = cls.create(run or f"{found.label}{ending}", asked)
         made = self.read_json("model.json").get("weights")
-        if self.params and (made is None or self.params != asked):
+        if self.params and (
+            made is None or {"interpolation": interpolation, "input_size": None} | self.params != asked
+        ):
             raise FileExistsError(f"the run {self.name} holds other weights than these: choose another `run`")
         if made and found.row:
             return self  # whether or not the download is there still
@@ -139,7 +144,7 @@ class Run(RunFolder):
             net = create_model(model, weights=weights, input_size=size)
             about = {"name": found.name, "link": found.row.link if found.row else "", "file": file.name}
             about |= {"sha256": digest, "report": str(net.report)}
-            about = {"weights": about} | ({"interpolation": interpolation} if interpolation else {})
+            about = {"weights": about, "interpolation": interpolation}
             record.save_model(self.begin(), net, trained_on=found.trained_on, tested_on=found.tested_on, **about)
             self.write_state("ended")
         return self

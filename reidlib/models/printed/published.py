@@ -108,3 +108,11 @@ def results(trained_on: str, tested_on: str = "") -> tuple[Published, ...]:
 def distance(model: str) -> str:
     """What the newest table ranks `model` by: "cosine" or "euclidean"; "cosine" where nothing is published."""
     return next((row.distance for row in reversed(published(model)) if row.distance), "cosine")
+
+
+_RESIZED = {"fast-reid": "bicubic"}  # FastReID's own transforms; the other projects test on bilinear ones
+
+
+def interpolation(family: str) -> str:
+    """How the project behind a model family resizes test images: "bilinear" or "bicubic"."""
+    return _RESIZED.get(family, "bilinear")
