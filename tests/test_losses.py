@@ -18,7 +18,6 @@ from reidlib.training.losses import (
     eigenvalue_spread,
     feature_spread,
     margin_cosines,
-    outline,
     triplet,
     weight_spread,
 )
@@ -242,7 +241,7 @@ def test_abd_gives_its_maps_and_its_first_convolution_to_the_penalties() -> None
     criterion = Criterion(recipe, abd)
     assert criterion.convolutions[0] == [abd.network.backbone.shallow[0]]
     assert not list(criterion.parameters())  # the model's are not the criterion's
-    assert [tuple(x.shape[1:3]) for x in outline(abd).maps] == [(256, 16)] + 8 * [(1024, 2)]
+    assert [tuple(x.shape[1:3]) for x in abd.output_shapes().maps] == [(256, 16)] + 8 * [(1024, 2)]
 
 
 # The criterion
@@ -313,7 +312,7 @@ def test_looking_at_a_model_leaves_it_as_it_was() -> None:
     net = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32)).eval()
     net.network.head.train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    outputs = outline(net)
+    outputs = net.output_shapes()
     assert [tuple(x.shape) for x in outputs.logits] == [(2, 3)]
     assert outputs.logits[0].is_meta
     assert not net.training

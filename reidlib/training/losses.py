@@ -181,7 +181,7 @@ class Criterion(nn.Module):
         if recipe.height and asked != tuple(model.input_size):
             size = "{} × {}".format(*model.input_size)
             raise ValueError(f"the recipe wants {asked[0]} × {asked[1]} pixels, {model.name} was built for {size}")
-        outputs = outline(model)
+        outputs = model.output_shapes()
         self._check(outputs, model)
         self.scale = _cosine_scale(model)
         # In a list of its own: these are the model's parameters, not the criterion's.
@@ -279,20 +279,6 @@ def _checked(name: str, value: Any) -> Tensor:
         what = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"the loss {name} gave {what}: it must give one number, a float tensor of shape ()")
     return value.float().reshape(())
-
-
-def outline(model: nn.Module) -> Any:
-    """What `model` gives in training, as shapes: nothing is computed, and the model is left as it was."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    images = torch.empty(2, 3, *model.input_size, device="meta")
-    modes = {module: module.training for module in model.modules()}
-    try:
-        cameras = torch.zeros(2, dtype=torch.int64, device="meta")
-        return torch.func.functional_call(model.train(), shapes, (images, cameras))
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _cosine_scale(model: nn.Module) -> float:

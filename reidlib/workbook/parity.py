@@ -11,7 +11,7 @@ from reidlib.data.datasets import PUBLISHED
 from reidlib.data.samples import COMBINED
 from reidlib.evaluation import Features, evaluate_ranking, ranking_inputs
 from reidlib.models.printed.published import Published, interpolation, published
-from reidlib.models.zoo import MODELS
+from reidlib.models.zoo import declaration
 
 TOLERANCE = 0.3  # points
 
@@ -140,7 +140,7 @@ def _input(ours: Mapping[str, Any], parity: Parity) -> str:
 
 
 def _interpolation(ours: Mapping[str, Any], parity: Parity) -> str:
-    here, there = ours["interpolation"], interpolation(MODELS[parity.row.model].family)
+    here, there = ours["interpolation"], interpolation(declaration(parity.row.model).family)
     return f"images are resized {here}ly here, {there}ly there".replace("icly", "ically") if here != there else ""
 
 

@@ -118,7 +118,7 @@ class Run(RunFolder):
         from reidlib.models import create_model
         from reidlib.models.printed import published
         from reidlib.models.weights import find_weights
-        from reidlib.models.zoo import MODELS
+        from reidlib.models.zoo import declaration
         from reidlib.training import record
 
         if not model:
@@ -126,7 +126,7 @@ class Run(RunFolder):
         found = find_weights(model, weights)
         if found.run:
             return cls.open(str(found.run), model=model)
-        family = MODELS[found.model].family
+        family = declaration(found.model).family
         ending = (f"-{size[0]}x{size[1]}" if size else "") + (f"-{interpolation}" if interpolation else "")
         interpolation = interpolation or published.interpolation(family)
         asked = {"model": found.model, "weights": found.name, "input_size": list(size) if size else None}

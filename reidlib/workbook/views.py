@@ -104,9 +104,14 @@ def all_settings(job: Job) -> Any:
     return HTML(f"<details><summary>Every setting ({len(rows)})</summary>{table.to_html(index=False)}</details>")
 
 
+def best_epoch(job: Job, history: History) -> dict[str, float]:
+    """The metrics of the best evaluated epoch of a job's training."""
+    return best_row(history, job.score)
+
+
 def result_table(job: Job, history: History) -> Any:
     """The scores of the untrained network and of the best epoch, in percent."""
-    best, columns = best_row(history, job.score), ("top1", "top5") if job.score == "top1" else SCORES
+    best, columns = best_epoch(job, history), ("top1", "top5") if job.score == "top1" else SCORES
     rows = {"untrained": history[0], f"trained from {job.model.init} weights, epoch {best['epoch']}": best}
     return percent_table(rows, columns)
 
