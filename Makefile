@@ -1,5 +1,7 @@
 # make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
 # make test   the whole set-up, then every test;  make test-all  the slow ones too
+# make fuzz   an hour of made-up files, tables, checkpoints and parameters (make fuzz SECONDS=600: ten minutes)
+# make gpu    the tests and benchmarks that need a GPU
 # make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
@@ -9,7 +11,7 @@ BIN    := .venv/bin
 # The mark of a finished installation carries the pins' checksum: other pins, another .venv.
 READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
-.PHONY: demo test test-all bench zoo lab lint notebooks lock setup clean
+.PHONY: demo test test-all fuzz gpu bench zoo lab lint notebooks lock setup clean
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
@@ -33,6 +35,10 @@ test: $(READY) lint
 test-all: $(READY) lint
 	$(PYTEST) -n auto --maxprocesses 4 --dist loadscope
 	$(NBVAL)
+
+SECONDS ?= 3600
+fuzz: $(READY)
+	REID_FUZZ_SECONDS=$(SECONDS) $(PYTEST) tests/fuzz --timeout 0
 
 lint: $(READY)
 	$(BIN)/ruff check .
