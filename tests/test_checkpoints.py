@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import tracemalloc
@@ -740,3 +741,10 @@ def test_weights_for_more_classes_than_the_file_holds_take_no_memory(tmp_path):
     state["network.head.classifier.weight"] = torch.zeros(10**9, 0)
     path = saved(tmp_path / "weights.pth", state)
     assert create_model("osnet_x0_25", weights=path).num_classes is None
+
+
+def test_the_security_page_names_files_that_exist():
+    root = Path(__file__).resolve().parents[1]
+    named = set(re.findall(r"`((?:tests|reidlib)/[\w/.]+\.py)`", (root / "docs" / "SECURITY.md").read_text()))
+    assert len(named) >= 6
+    assert all((root / name).is_file() for name in named), named

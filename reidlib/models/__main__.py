@@ -65,7 +65,7 @@ def card_text(card: Card) -> str:
     for weights in card.weights:
         lines.append(f"weights {weights.name}: {weights.row.link}")
         if weights.by_hand:
-            lines.append(f"  asks for a person; looked for as {weights.file_name} in the weights folder")
+            lines.append(f"  needs a browser; looked for as {weights.file_name} in the weights folder")
     return "\n".join(lines)
 
 

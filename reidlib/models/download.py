@@ -11,12 +11,12 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+from urllib import request
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import OpenerDirector, Request
 
 from filelock import FileLock
 
@@ -24,6 +24,8 @@ from reidlib.files import sha256, whole_file
 
 TRIES, PAUSE = 5, 1.0  # connections that may be cut, and seconds between them
 _BLOCK = 1 << 18
+_HANDLERS = (request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler)
+_HANDLERS += (request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor, request.UnknownHandler)
 
 
 class DownloadError(OSError):
@@ -180,21 +182,13 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
     part.replace(path)
 
 
-class _WebOnly(HTTPRedirectHandler):
-    """Follows redirects to http and https only."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            raise URLError(f"it redirects to {newurl[:80]!r}, which is not on the web")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _open(link: str, headers: dict[str, str], timeout: float) -> HTTPResponse:
     headers = {"User-Agent": "reidlib", "Accept-Encoding": "identity"} | headers
     try:
-        response = build_opener(_WebOnly).open(Request(link, headers=headers), timeout=timeout)
+        opener = OpenerDirector()  # http and https only: urlopen's would follow a link to file:// or ftp://
+        for handler in _HANDLERS:
+            opener.add_handler(handler())
+        response = opener.open(Request(link, headers=headers), timeout=timeout)
     except HTTPError as error:
         if error.code == 416 and "Range" in headers:
             return error  # it is a response as well
