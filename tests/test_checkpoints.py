@@ -364,7 +364,7 @@ def test_a_file_that_would_run_code_is_refused_and_nothing_runs(model, tmp_path,
         load_checkpoint(model, path)
     assert "\n" not in str(error.value)
     if how != "bare":
-        assert "is refused and nothing was run: it holds the Python object posix.mkdir" in str(error.value)
+        assert "is refused: it holds the Python object posix.mkdir" in str(error.value)
     assert not sprung.exists()
 
 
@@ -608,6 +608,11 @@ PICKLES = {
     "pairs that take for ever": (
         b"ccollections\nOrderedDict\n](" + key_of(60) + b"N\x86e\x85R", "it holds a dict with a tuple for a key",
     ),
+    "numbers with one hash": (b"}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"Ns", "dict with a int for a key"),
+    "text that is copied": (
+        b"X\x20\0\0\0" + b"a" * 32 + b"q\0](" + b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R" * 9 + b"e", "calls what",
+    ),
+    "a tensor of a hundred dimensions": (a_tensor(24, 0, (1,) * 100, (1,) * 100), "lies outside its storage"),
     "text that is not there": (b"X\xff\xff\xff\x7fabc", "cannot be read as weights"),
     "nothing to take": (b"0u", "cannot be read as weights"),
     "a memo that is not there": (b"h\x07", "cannot be read as weights"),
@@ -651,8 +656,12 @@ def test_two_types_for_one_storage_are_refused(tmp_path):
 
 
 def test_objects_without_end_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "MAX_OPCODES", 1000)
+    monkeypatch.setattr(weight_files, "MAX_STEPS", 1000)
     pickled = b"\x80\x02}X\x01\0\0\0a](" + b"]" * 2000 + b"es."
+    refused(with_pickle(tmp_path / "weights.pth", pickled), "is refused: it holds more than 1,000 objects")
+    pairs = b"](" + b"](X\1\0\0\0aNe" * 50 + b"eq\0"
+    copies = b"](" + b"ccollections\nOrderedDict\nh\0\x85R" * 20 + b"e"  # of the same fifty pairs
+    pickled = b"\x80\x02}X\x01\0\0\0a" + pairs + b"sX\x01\0\0\0b" + copies + b"s."
     refused(with_pickle(tmp_path / "weights.pth", pickled), "is refused: it holds more than 1,000 objects")
     monkeypatch.setattr(weight_files, "MAX_PICKLE", 1000)
     refused(tmp_path / "weights.pth", "is refused: its pickle has more than 0 MiB")

@@ -11,6 +11,7 @@ be whole only by the hash that `weights` records.
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from io import BytesIO
 from itertools import islice
 from math import prod
@@ -25,8 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 MAX_PICKLE = 1 << 25  # bytes of a pickle; published checkpoints with optimizer have less than a hundredth
-MAX_OPCODES = 1_000_000
+MAX_STEPS = 1_000_000  # opcodes of all pickles of a file
 MAX_ENTRIES = 100_000  # of a zip archive
+MAX_DIMS = 64  # of a tensor, as in torch
 
 # What a pickle of tensors and plain data may name; a checkpoint holds no other object.
 _ALLOWED = re.compile(
@@ -52,10 +54,6 @@ class CheckpointError(ValueError):
     """A file that cannot be read as weights, or weights that do not fit the model."""
 
 
-class _RefusedError(Exception):
-    """What is wrong with a file, to be said after its name."""
-
-
 def read_file(path: Path) -> object:
     """Read a file of torch (zip or legacy format) or safetensors, told apart by content.
 
@@ -75,14 +73,14 @@ def read_file(path: Path) -> object:
         with path.open("rb") as file:
             head = file.read(512)
             file.seek(0)
-            if not head:
-                raise _RefusedError("is empty; download it again")
+            if not head:  # these sentences get the file's name in front
+                raise CheckpointError("is empty; download it again")
             if head.lstrip().startswith(b"<"):
-                raise _RefusedError("is a web page, not weights; download the file itself, past the page before it")
+                raise CheckpointError("is a web page, not weights; download the file itself, past the page before it")
             if head[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
                 return load_file(path)
             if head[257:262] == b"ustar":
-                raise _RefusedError(
+                raise CheckpointError(
                     "is a tar archive: unpack it and load what is in it; or, if torch before 0.1.10 wrote it, save it "
                     "again with a torch of that time, as reading it would run code"
                 )
@@ -90,7 +88,7 @@ def read_file(path: Path) -> object:
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch doubts `encoding`, which Python-2 files need
             return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
-    except _RefusedError as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]
@@ -104,59 +102,59 @@ def read_file(path: Path) -> object:
 
 
 def _check_zip(file: BinaryIO) -> None:
-    """Raise _RefusedError unless `file` is a zip archive as torch writes them, every byte of it as it was written."""
+    """Raise CheckpointError unless `file` is a zip archive as torch writes them, every byte of it as it was written."""
     size = file.seek(0, 2)
     file.seek(max(0, size - 22))
     end = file.read()
     if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":  # the table of contents comes last
-        raise _RefusedError(f"is cut off or damaged ({size:,} bytes); download it again")
+        raise CheckpointError(f"is cut off or damaged ({size:,} bytes); download it again")
     with mmap(file.fileno(), 0, access=ACCESS_READ) as view:
         if sum(1 for _ in islice(re.finditer(rb"PK\x01\x02", view), MAX_ENTRIES + 1)) > MAX_ENTRIES:
-            raise _RefusedError(f"is refused: it holds more than {MAX_ENTRIES:,} entries")
+            raise CheckpointError(f"is refused: it holds more than {MAX_ENTRIES:,} entries")
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         inside = [name.rpartition("/")[2] for name in entries]
         if "constants.pkl" in inside:
-            raise _RefusedError("is a TorchScript program, not weights; save the state_dict() of its model")
+            raise CheckpointError("is a TorchScript program, not weights; save the state_dict() of its model")
         if "data.pkl" not in inside:
             names = ", ".join(map(_readable, list(entries)[:3])) or "nothing"
-            raise _RefusedError(f"is a zip archive of {names}: unpack it and load the weights in it")
+            raise CheckpointError(f"is a zip archive of {names}: unpack it and load the weights in it")
         if any(entry.compress_type or entry.compress_size != entry.file_size for entry in entries.values()):
-            raise _RefusedError("holds compressed entries, which torch never writes; load the original file")
+            raise CheckpointError("holds compressed entries, which torch never writes; load the original file")
         folder = next(iter(entries)).partition("/")[0]
         first = min(entry.header_offset for entry in entries.values())
         length = sum(entry.file_size for entry in entries.values())
         whole = first == 0 and len(entries) == len(archive.infolist()) and length <= size
         if not whole or any(not name.startswith(f"{folder}/") for name in entries) or archive.testzip():
-            raise _RefusedError("is damaged: its checksums are not those of its content; download it again")
+            raise CheckpointError("is damaged: its checksums are not those of its content; download it again")
         if entries[f"{folder}/data.pkl"].file_size > MAX_PICKLE:
-            raise _RefusedError(f"is refused: its pickle has more than {MAX_PICKLE >> 20} MiB")
+            raise CheckpointError(f"is refused: its pickle has more than {MAX_PICKLE >> 20} MiB")
         pickle = _Pickle()
         pickle.follow(BytesIO(archive.read(f"{folder}/data.pkl")))
     for storage in pickle.storages.values():
         if entries[f"{folder}/data/{storage.key}"].file_size != storage.numel * storage.item_size:
-            raise _RefusedError("is damaged: a tensor and its storage differ in size; download it again")
+            raise CheckpointError("is damaged: a tensor and its storage differ in size; download it again")
 
 
 def _check_legacy(file: BinaryIO) -> None:
-    """Raise _RefusedError unless `file` is five pickles and the storages that they name, and ends there."""
+    """Raise CheckpointError unless `file` is five pickles and the storages that they name, and ends there."""
     size, pickle = file.seek(0, 2), _Pickle()
     file.seek(0)
     pickles = BytesIO(file.read(min(size, MAX_PICKLE)))
     if not pickles.getvalue().startswith(b"\x80"):
-        raise _RefusedError("cannot be read as weights: it is a file of another kind")
+        raise CheckpointError("cannot be read as weights: it is a file of another kind")
     magic, *_, keys = [pickle.follow(pickles) for _ in range(5)]
     if magic != _LEGACY_MAGIC or not isinstance(keys, list) or sorted(keys) != sorted(pickle.storages):
-        raise _RefusedError("cannot be read as weights: it is a pickle, but not as torch writes them")
+        raise CheckpointError("cannot be read as weights: it is a pickle, but not as torch writes them")
     at = pickles.tell()
     for key in keys:
         file.seek(at)
         storage = pickle.storages[key]
         if int.from_bytes(file.read(8), "little") != storage.numel:
-            raise _RefusedError("is cut off or damaged; download it again")
+            raise CheckpointError("is cut off or damaged; download it again")
         at += 8 + storage.numel * storage.item_size
     if at != size:
-        raise _RefusedError(f"is cut off or damaged ({size:,} bytes, {at:,} expected); download it again")
+        raise CheckpointError(f"is cut off or damaged ({size:,} bytes, {at:,} expected); download it again")
 
 
 def _readable(text: str) -> str:
@@ -177,6 +175,8 @@ class _Storage(NamedTuple):
 
 
 _TENSOR, _DTYPE, _DATA = object(), object(), object()  # stand for what a pickle builds
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 
 
 class _Pickle:
@@ -184,43 +184,34 @@ class _Pickle:
 
     Attributes:
         storages: Every storage that the pickles name, by its key.
+        steps: Opcodes followed and items copied, at most MAX_STEPS.
     """
 
     def __init__(self) -> None:
         self.storages: dict[str, _Storage] = {}
+        self.steps = 0
 
     def follow(self, stream: BinaryIO) -> object:
-        """Follow one pickle to its end.
-
-        Args:
-            stream: At the first byte of a pickle; afterwards behind its last.
-
-        Returns:
-            The dicts, lists, tuples and scalars in it, with marks in place of tensors.
-
-        Raises:
-            _RefusedError: It holds anything that a dict of tensors and plain data does not need.
-        """
+        """The dicts, lists, tuples and scalars of the pickle that begins here, with marks in place of tensors."""
         stack: list[Any] = []
         marks: list[list[Any]] = []
         memo: dict[int, Any] = {}
-        for count, (opcode, argument, _) in enumerate(genops(stream)):
-            if count > MAX_OPCODES:
-                raise _RefusedError(f"is refused: it holds more than {MAX_OPCODES:,} objects")
+        for opcode, argument, _ in genops(stream):
+            self._count(1)
             match opcode.name:
                 case "PROTO" | "STOP":
                     pass
+                case name if name in _VALUES:
+                    stack.append(argument)
+                case name if name in _CONSTANTS:
+                    stack.append(_CONSTANTS[name])
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "EMPTY_LIST":
+                    stack.append([])
                 case "MARK":
                     marks.append(stack)
                     stack = []
-                case (
-                    "NONE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING"
-                ):
-                    stack.append(argument)
-                case "NEWTRUE" | "NEWFALSE":
-                    stack.append(opcode.name == "NEWTRUE")
-                case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                    stack.append({"DICT": dict, "LIST": list, "TUPLE": tuple}[opcode.name[6:]]())
                 case "TUPLE":
                     stack, items = marks.pop(), stack
                     stack.append(tuple(items))
@@ -229,38 +220,42 @@ class _Pickle:
                     stack[-length:] = [tuple(stack[-length:])]
                 case "APPEND":
                     item = stack.pop()
-                    _of(list, stack[-1]).append(item)
+                    _typed(stack[-1], list).append(item)
                 case "APPENDS":
                     stack, items = marks.pop(), stack
-                    _of(list, stack[-1]).extend(items)
+                    _typed(stack[-1], list).extend(items)
                 case "SETITEM":
-                    *stack, key, value = stack
+                    value, key = stack.pop(), stack.pop()
                     _fill(stack[-1], [(key, value)])
                 case "SETITEMS":
                     stack, items = marks.pop(), stack
-                    _fill(stack[-1], list(zip(items[::2], items[1::2], strict=True)))
+                    _fill(stack[-1], zip(items[::2], items[1::2], strict=True))
                 case "BINPUT" | "LONG_BINPUT":
                     memo[argument] = stack[-1]
                 case "BINGET" | "LONG_BINGET":
                     stack.append(memo[argument])
                 case "GLOBAL":
-                    name = _Name(argument.replace(" ", "."))
-                    if not _ALLOWED.fullmatch(name):
-                        raise _RefusedError(
-                            f"is refused and nothing was run: it holds the Python object {_readable(name)}, "
-                            "weights are tensors only"
+                    stack.append(_Name(argument.replace(" ", ".")))
+                    if not _ALLOWED.fullmatch(stack[-1]):
+                        name = _readable(stack[-1])
+                        raise CheckpointError(
+                            f"is refused: it holds the Python object {name}, weights are tensors only"
                         )
-                    stack.append(name)
                 case "REDUCE":
-                    arguments = stack.pop()
-                    stack.append(self._call(stack.pop(), arguments))
+                    arguments, function = stack.pop(), stack.pop()
+                    stack.append(self._call(function, arguments))
                 case "BUILD":
                     _check_attributes(stack.pop(), stack[-1])
                 case "BINPERSID":
                     stack.append(self._storage(stack.pop()))
-                case _:
-                    raise _RefusedError(f"cannot be read as weights: torch writes no {opcode.name} into its pickles")
+                case name:
+                    raise CheckpointError(f"cannot be read as weights: torch writes no {name} into its pickles")
         return stack.pop()
+
+    def _count(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(f"is refused: it holds more than {MAX_STEPS:,} objects")
 
     def _call(self, function: object, arguments: object) -> object:
         """What a call would give; only calls that build tensors and plain data are let through."""
@@ -278,22 +273,24 @@ class _Pickle:
             case "collections.OrderedDict", ():
                 return {}
             case "collections.OrderedDict", (list(items),):  # as Python 2 wrote it
+                self._count(len(items))
                 return _fill({}, items)
-            case "collections.Counter", (dict(),):  # of a learning-rate schedule
+            case "collections.Counter", (dict(items),):  # of a learning-rate schedule
+                self._count(len(items))
                 return _DATA
-            case "torch.Size", (tuple(),):
+            case "torch.Size", (tuple(size),) if len(size) <= MAX_DIMS:
                 return _DATA
             case "torch.device", (str(), *rest) if all(isinstance(item, int) for item in rest):
                 return _DATA
-            case "_codecs.encode", (str(text), "latin1"):
+            case "_codecs.encode", (str(text), "latin1") if len(text) <= 16:  # of a numpy scalar
                 return text.encode("latin1")
             case "numpy.dtype", (str(code), *_) if re.fullmatch(r"[fiub]\d", code):
                 return _DTYPE
-            case "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar", (dtype, bytes() | str()) if (
-                dtype is _DTYPE
+            case "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar", (kind, bytes() | str()) if (
+                kind is _DTYPE
             ):
                 return _DATA
-        raise _RefusedError("is refused and nothing was run: it calls what no tensor needs")
+        raise CheckpointError("is refused: it calls what no tensor needs")
 
     def _storage(self, saved: object) -> _Storage:
         match saved:
@@ -302,43 +299,44 @@ class _Pickle:
                 item_size = 1 if name and name[1] == "Untyped" else _ITEM_SIZES[name[1]] if name else 0
                 storage = _Storage(key, numel, item_size)
                 if not item_size or self.storages.setdefault(key, storage) != storage:
-                    raise _RefusedError("is damaged: a tensor has no storage of its own type")
+                    raise CheckpointError("is damaged: a tensor has no storage of its own type")
                 for part in view:  # torch before 0.4: (key, offset, length) of a part, or None
                     if part is not None:
                         _, offset, length = part
                         if not 0 <= offset <= offset + length <= numel:
-                            raise _RefusedError("is damaged: a tensor lies outside its storage")
+                            raise CheckpointError("is damaged: a tensor lies outside its storage")
                         storage = storage._replace(numel=length)
                 return storage
-        raise _RefusedError("is damaged: it names no storage where one must be")
+        raise CheckpointError("is damaged: it names no storage where one must be")
 
 
-def _of(kind: type, value: Any) -> Any:
+def _typed(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise _RefusedError(f"is damaged: it fills something that is no {kind.__name__}")
+        raise CheckpointError(f"is damaged: it fills something that is no {kind.__name__}")
     return value
 
 
-def _fill(target: object, items: Any) -> dict:
-    """`target` with `items`, pairs of key and value; keys are plain, as the hash of nested tuples may take for ever."""
+def _fill(target: object, items: Iterable[Any]) -> dict:
+    """`target` with `items`, pairs of key and value; only keys whose hashes cannot be made to take for ever."""
     for key, value in items:
-        if not isinstance(key, str | int | float | None) or isinstance(key, _Name):
-            raise _RefusedError(f"is refused: it holds a dict with a {type(key).__name__} for a key")
-        _of(dict, target)[key] = value
+        if not (key is None or type(key) is str or (isinstance(key, int) and abs(key) < 2**60)):
+            raise CheckpointError(f"is refused: it holds a dict with a {type(key).__name__} for a key")
+        _typed(target, dict)[key] = value
     return target
 
 
 def _check_attributes(state: Any, target: object) -> None:
-    """Raise _RefusedError unless `state` sets what torch and numpy set: a dict's metadata, a dtype's flags."""
+    """Raise CheckpointError unless `state` sets what torch and numpy set: a dict's metadata, a dtype's flags."""
     metadata = isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}
     flags = target is _DTYPE and all(isinstance(item, str | int | None) for item in state)
     if not metadata and not flags:
-        raise _RefusedError("is refused: it sets attributes of an object")
+        raise CheckpointError("is refused: it sets attributes of an object")
 
 
 def _check_bounds(storage: _Storage, offset: int, size: tuple, stride: tuple) -> object:
     """The mark of a tensor, which must lie in its storage and hold each value of it at most once."""
-    whole = all(isinstance(item, int) and item >= 0 for item in (offset, *size, *stride)) and len(size) == len(stride)
+    whole = len(size) == len(stride) <= MAX_DIMS
+    whole = whole and all(isinstance(item, int) and item >= 0 for item in (offset, *size, *stride))
     if whole and prod(size):
         last = 0
         for step, length in sorted(zip(stride, size, strict=True)):
@@ -346,5 +344,5 @@ def _check_bounds(storage: _Storage, offset: int, size: tuple, stride: tuple) ->
             last += (length - 1) * step
         whole = whole and offset + last < storage.numel
     if not whole:
-        raise _RefusedError("is damaged: a tensor lies outside its storage")
+        raise CheckpointError("is damaged: a tensor lies outside its storage")
     return _TENSOR
