@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PART = ".part-"
+_SCRATCH = 2**24  # bytes
 
 
 def sha256(path: str | Path) -> str:
@@ -33,16 +35,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PART}", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
+    part = _part_of(path)
+    # Not by mkstemp, whose files only their owner may read: the umask, which threads share, is the kernel's business.
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield part
         with part.open("rb+") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes files only their owner may read
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)
@@ -55,10 +54,10 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder that does not exist yet. If another process made it meanwhile, that one is kept."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PART}"))
+    part = _part_of(path)
+    part.mkdir()
     try:
         yield part
-        part.chmod(0o755)
         try:
             part.rename(path)
         except OSError:
@@ -69,6 +68,30 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name[:100]}{_PART}{secrets.token_hex(8)}{path.suffix}")
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in the temporary folder of this computer (TMPDIR), removed when the block ends.
+
+    Raises OSError naming the temporary folder where it cannot be written or is full.
+    """
+    try:
+        folder = tempfile.mkdtemp()
+        if shutil.disk_usage(folder).free < _SCRATCH:
+            os.rmdir(folder)
+            raise OSError(errno.ENOSPC, "less than 16 MiB are free")
+    except OSError as error:
+        named = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")
+        raise OSError(f"the temporary folder {named} cannot be used ({error}): set TMPDIR to another") from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _raise_if_disk_full(error: BaseException, path: Path) -> None:

@@ -4,13 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from reidlib.files import scratch_folder
 from reidlib.run_folder import RunFolder
 from reidlib.training import record
 
@@ -40,7 +40,7 @@ def run_processes(model: nn.Module, run: RunFolder, count: int, on_epoch: Any = 
     command = [sys.executable, "-m", "reidlib.training", str(run.path / "params.json")]
     told = max(1, len(run.metrics))
     processes: list[subprocess.Popen] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         try:
             for rank in range(count):
                 own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}

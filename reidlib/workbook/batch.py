@@ -16,14 +16,13 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reidlib.errors import unknown_name
-from reidlib.files import whole_file
+from reidlib.files import scratch_folder, whole_file
 from reidlib.paths import REPOSITORY, data_paths_file, runs_root, slug
 from reidlib.training.settings import read_text, type_name
 from reidlib.workbook.runs import Run
@@ -164,8 +163,8 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
 
     run = Run(Run.folder(values["run"]))
     known = parameters(name)
-    with tempfile.TemporaryDirectory() as scratch:
-        executed = Path(scratch) / f"{name}.ipynb"
+    with scratch_folder() as scratch:
+        executed = scratch / f"{name}.ipynb"
         try:
             execute_notebook(
                 str(NOTEBOOKS / f"{name}.ipynb"),
