@@ -99,7 +99,7 @@ def test_a_program_called_jpg_is_not_run(tmp_path, monkeypatch):
             read()
         assert str(path) in str(caught.value)
     assert "cannot identify" in unreadable_images([sample])[0]
-    assert "cannot identify" in check.examine(data).unreadable[0]
+    assert "cannot identify" in check.scan_images(data).unreadable[0]
     assert not run
 
 
@@ -209,7 +209,7 @@ def test_any_error_of_a_decoder_names_its_file(tmp_path, monkeypatch, error):
         with pytest.raises(OSError, match=r"a\.jpg: ") as caught:
             read()
         assert re.search(str(error) or "MemoryError", str(caught.value))
-    assert check.examine(ReIDDataset("x", tmp_path, (sample,), (), ())).unreadable
+    assert check.scan_images(ReIDDataset("x", tmp_path, (sample,), (), ())).unreadable
 
 
 def test_pipes_and_folders_are_refused_at_once(tmp_path):
@@ -219,4 +219,4 @@ def test_pipes_and_folders_are_refused_at_once(tmp_path):
         with pytest.raises(OSError, match=rf"{name}: it is not a regular file"):
             read_image(tmp_path / name, (128, 64))
         sample = Sample(tmp_path / name, 1, 1)
-        assert "regular" in check.examine(ReIDDataset("x", tmp_path, (sample,), (), ())).unreadable[0]
+        assert "regular" in check.scan_images(ReIDDataset("x", tmp_path, (sample,), (), ())).unreadable[0]

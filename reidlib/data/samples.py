@@ -1,21 +1,24 @@
-"""What a data set is, whatever layout it came in: samples in three splits, and several data sets joined into one."""
+"""What a dataset is, whatever layout it came in: samples in three splits, and several datasets joined into one."""
 
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 SPLITS = ("train", "query", "gallery")
 COMBINED = "-combineall"  # behind the name of a training set that holds query and gallery as well
+_HASHED = 2**28  # bytes up to which a fingerprint reads the files themselves
 
 
 class Sample(NamedTuple):
-    """One picture: its file, the person in it (-1 junk, 0 distractor), and the camera that took it."""
+    """One image: its file, the person in it (-1 junk, 0 distractor), and the camera that took it."""
 
     path: Path
     pid: int
@@ -28,13 +31,29 @@ def file_state(path: str | Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
+def _content(path: Path) -> str:
+    """A hash of the file's bytes, read once in a process unless the file changes; "" where it cannot be read."""
+    try:
+        return _hash(path, os.stat(path).st_ctime_ns, *file_state(path))
+    except OSError:
+        return ""
+
+
+@lru_cache(2**17)
+def _hash(path: Path, *state: int) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class ReIDDataset:
-    """A data set with its three splits, each a tuple of samples in the order of their file names or of their list.
+    """A dataset with its three splits, each a tuple of samples in the order of their file names or of their list.
 
-    `version` tells editions apart that share a name. `notes` say what a user should know about how it was found.
-    `people` and `cameras` name pids and camids where their numbers were made here. `single_shot` marks CUHK03's first
-    protocol: one gallery picture a person. `tested_on` is whose query and gallery these are, where they are another's.
+    Attributes:
+        version: tells editions apart that share a name.
+        notes: what a user should know about how it was found.
+        people, cameras: names of pids and camids whose numbers were made here.
+        single_shot: CUHK03's first protocol, with one gallery image a person.
+        tested_on: the dataset whose query and gallery these are, where they are another's.
     """
 
     name: str
@@ -56,7 +75,7 @@ class ReIDDataset:
 
     @cached_property
     def camera_labels(self) -> dict[int, int]:
-        """Training camid → what a model that embeds the camera calls it: 0, 1, … (camid - 1 in the published sets)."""
+        """Training camid → camera label 0, 1, … (camid - 1 in the published datasets)."""
         return {camid: label for label, camid in enumerate(sorted({s.camid for s in self.train}))}
 
     @property
@@ -65,22 +84,45 @@ class ReIDDataset:
 
     @cached_property
     def num_cameras(self) -> int:
-        return len({s.camid for split in self.splits.values() for s in split})
+        return len({s.camid for s in self.samples})
 
     @property
     def splits(self) -> dict[str, tuple[Sample, ...]]:
         return {split: getattr(self, split) for split in SPLITS}
 
-    def place(self, sample: Sample) -> str:
-        """Where a sample lies, as seen from the data set: the same on every computer."""
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Those of all splits."""
+        return self.train + self.query + self.gallery
+
+    def relative(self, sample: Sample) -> str:
+        """The sample's path from the dataset's root: the same on every computer."""
         return sample.path.as_posix().removeprefix(f"{self.root.as_posix()}/")
 
-    def fingerprint(self) -> str:
-        """A hash over every sample's place, pid, camera and file size, by which cached features know their data."""
+    def fingerprint(self, *, files: bool = True) -> str:
+        """A hash over every sample's relative path, pid, camid and file size, by which results know their data.
+
+        A file that is not there counts as one of no size.
+
+        Args:
+            files: include the files' bytes, or, where they are more than 256 MiB, modification time and inode, which
+                a copy of the dataset does not share. Without, it is the same on every computer, but replaced files of
+                equal size go unnoticed.
+        """
+        states: dict[Path, tuple[int, ...]] = {s.path: (-1,) for s in self.samples}
+        for path in states:
+            with suppress(OSError):
+                states[path] = file_state(path)
+        marks: dict[Path, object] = {path: state[0] for path, state in states.items()}
+        if files and sum(state[0] for state in states.values()) > _HASHED:
+            marks = dict(states)
+        elif files:
+            with ThreadPoolExecutor(4) as pool:
+                marks = dict(zip(states, pool.map(_content, states), strict=True))
         digest = hashlib.sha256()
         for split in self.splits.values():
             for s in split:
-                digest.update(f"{self.place(s)}|{s.pid}|{s.camid}|{s.path.stat().st_size}\n".encode())
+                digest.update(f"{self.relative(s)}|{s.pid}|{s.camid}|{marks[s.path]}\n".encode())
             digest.update(b"--\n")
         return digest.hexdigest()
 
@@ -94,32 +136,32 @@ class ReIDDataset:
         rows = []
         for split, samples in self.splits.items():
             pids = Counter(s.pid for s in samples)
-            rows.append(
-                {
-                    "split": split,
-                    "images": len(samples),
-                    "people": len(pids.keys() - {-1, 0}),
-                    "cameras": len({s.camid for s in samples}),
-                    "distractors": pids[0],
-                    "junk": pids[-1],
-                }
-            )
+            row = {"split": split, "images": len(samples), "people": len(pids.keys() - {-1, 0})}
+            row |= {"cameras": len({s.camid for s in samples}), "distractors": pids[0], "junk": pids[-1]}
+            rows.append(row)
         return rows
 
 
 def merge(
     datasets: Sequence[ReIDDataset], *, combineall: bool = False, tested_on: ReIDDataset | None = None
 ) -> ReIDDataset:
-    """One data set of several: all of their training sets, and the query and gallery of `tested_on` (default: of all).
+    """One dataset of several. Pids and camids of each follow those of the one before, whatever split they are in.
 
-    `combineall` trains on query and gallery as well, without distractors and junk; then only another data set's
-    query and gallery say anything. Pids and camids of each data set follow those of the one before, whatever split they
-    are in, and `people` and `cameras` hold where they come from ("dukemtmcreid:5"). Raises ValueError for a data set
-    that is given twice.
+    Args:
+        datasets: their training sets are joined.
+        combineall: train on their query and gallery as well, without distractors and junk; then only another dataset's
+            query and gallery say anything.
+        tested_on: whose query and gallery to take (default: those of all `datasets`).
+
+    Returns:
+        The joined dataset; its `people` and `cameras` say where they come from ("dukemtmcreid:5").
+
+    Raises:
+        ValueError: for a dataset that is given twice.
     """
     names = [d.name for d in datasets]
     if len(set(names)) < len(names):
-        raise ValueError(f"a data set is merged with itself: {', '.join(names)}")
+        raise ValueError(f"a dataset is merged with itself: {', '.join(names)}")
     if len(datasets) == 1 and not combineall and tested_on is None:
         return datasets[0]
     extra = [tested_on] if tested_on is not None and tested_on.name not in names else []
@@ -130,15 +172,14 @@ def merge(
             split: tuple(Sample(s.path, s.pid + next_pid * (s.pid > 0), s.camid + next_camid) for s in samples)
             for split, samples in data.splits.items()
         }
-        every = list(chain(*data.splits.values()))
-        pids, camids = {s.pid for s in every if s.pid > 0}, {s.camid for s in every}
+        pids, camids = {s.pid for s in data.samples if s.pid > 0}, {s.camid for s in data.samples}
         people = {pid + next_pid: f"{data.name}:{data.people.get(pid, pid)}" for pid in pids}
         cameras = {camid + next_camid: f"{data.name}:{data.cameras.get(camid, camid)}" for camid in camids}
         moved[data.name] = replace(data, **splits, people=people, cameras=cameras)
         next_pid, next_camid = next_pid + max(pids, default=0), next_camid + max(camids, default=0)
     parts = [moved[name] for name in names]
     tests = parts if tested_on is None else [moved[tested_on.name]]
-    train = [s for d in parts for split in (d.splits.values() if combineall else (d.train,)) for s in split]
+    train = [s for d in parts for s in (d.samples if combineall else d.train)]
     return ReIDDataset(
         name="+".join(names) + COMBINED * combineall,
         root=Path(os.path.commonpath([d.root for d in moved.values()])),
@@ -147,8 +188,8 @@ def merge(
         gallery=tuple(s for d in tests for s in d.gallery),
         version="+".join(d.version or d.name for d in parts),
         notes=tuple(f"{d.name}: {note}" for d in moved.values() for note in d.notes),
-        people={pid: name for d in moved.values() for pid, name in d.people.items()},
-        cameras={camid: name for d in moved.values() for camid, name in d.cameras.items()},
+        people=dict(chain(*(d.people.items() for d in moved.values()))),
+        cameras=dict(chain(*(d.cameras.items() for d in moved.values()))),
         single_shot=any(d.single_shot for d in tests),
         tested_on="" if tested_on is None else tested_on.name,
     )
