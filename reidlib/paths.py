@@ -1,8 +1,8 @@
-"""Where data sets, weights and runs lie on this computer.
+"""Where datasets, weights and runs lie on this computer.
 
 `data_paths.yaml` is the file that REID_DATA_PATHS names, else the nearest one from the working directory upward, else
-the repository's. Relative paths in it start at the file's own folder. Runs go to REID_RUNS, else to `runs/` beside it.
-Nothing here depends on where a notebook happens to be started.
+the repository's. Relative paths in it start at the file's own folder; ~ and $VARIABLES are expanded. Runs go to
+REID_RUNS, else to `runs/` beside it. Nothing here depends on where a notebook happens to be started.
 """
 
 import os
@@ -15,14 +15,14 @@ from reidlib.errors import unknown_name
 
 FILE_NAME = "data_paths.yaml"
 REPOSITORY = Path(__file__).resolve().parents[1]
-_WEIGHTS = "weights"  # the one line that is not a data set's
+_WEIGHTS = "weights"  # the one line that is not a dataset's
 
 
 def data_paths_file() -> Path:
     """The data_paths.yaml that holds here. Raises FileNotFoundError where REID_DATA_PATHS names no file."""
     named = os.environ.get("REID_DATA_PATHS")
     if named:
-        file = Path(named).expanduser().resolve()
+        file = _expanded(named, "REID_DATA_PATHS").resolve()
         if not file.is_file():
             raise FileNotFoundError(f"REID_DATA_PATHS names {file}, which is not a file")
         return file
@@ -31,56 +31,86 @@ def data_paths_file() -> Path:
     return next((file for file in near if file.is_file()), REPOSITORY / FILE_NAME)
 
 
-def data_names() -> dict[str, object]:
-    """What the data_paths.yaml that holds here says of data sets: name → folder or file, as written.
+def data_names() -> dict[str, str]:
+    """What the data_paths.yaml that holds here says of datasets: name → folder or file, as written.
 
-    Raises FileNotFoundError for a file that cannot be read, ValueError for one that is not YAML of `name: folder`.
+    Raises:
+        FileNotFoundError: for a file that cannot be read.
+        ValueError: for one that is not YAML of `name: folder`, a name that is given twice or cannot be a dataset's.
     """
-    return {name: folder for name, folder in _lines().items() if name != _WEIGHTS}
+    return {name: path for name, (path, _) in _lines().items() if name != _WEIGHTS}
 
 
-def _lines() -> dict[str, object]:
+def _lines() -> dict[str, tuple[str, int]]:
+    """Name → what is written, and in which line."""
     file = data_paths_file()
     try:
-        paths = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        # Composed only: names and folders stay text (YAML makes some numbers or booleans), and know their lines.
+        document = yaml.compose(file.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
     except OSError as error:
         raise FileNotFoundError(f"cannot read {file}: copy data_paths.yaml from the repository there") from error
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(paths, dict):
-        raise ValueError(f"{file}: expected lines of the form `name: folder`, found {paths!r}")
-    return paths
+    if not isinstance(document, yaml.MappingNode | None):
+        raise ValueError(f"{file}: expected lines of the form `name: folder`")
+    entries: dict[str, tuple[str, int]] = {}
+    for key, value in document.value if document else ():
+        name, line = key.value, key.start_mark.line + 1
+        if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)):
+            raise ValueError(f"{file}, line {line}: expected a line of the form `name: folder`")
+        if name in entries:
+            raise ValueError(f"{file}: {name!r} is written twice, in lines {entries[name][1]} and {line}: keep one")
+        if re.search(r"[/\\+\0]|^\.|^\s*$", name):  # it becomes part of file names, and + joins datasets
+            raise ValueError(f"{file}, line {line}: {name!r} cannot be a name: use letters, digits, _ and -")
+        entries[name] = value.value, line
+    return entries
+
+
+def _expanded(path: str, where: str) -> Path:
+    """`path` with ~ and $VARIABLES replaced. Raises ValueError naming `where`, for those that are not set."""
+    text = os.path.expandvars(path)
+    unset = re.search(r"\$\{?\w+\}?", text)
+    if unset:
+        raise ValueError(f"{where}: the environment variable in {path!r} is not set: {unset[0]}")
+    if not text or "\0" in text:
+        raise ValueError(f"{where}: {path!r} is not a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{where}: there is no home folder for the {Path(text).parts[0]} in {path!r}") from error
 
 
 def data_path(name: str) -> tuple[Path, str]:
-    """The folder of data set `name`, and where that is written (file, line), for error messages.
+    """The folder or file of dataset `name`, and where that is written (file, line), for error messages.
 
     Raises what `data_names` raises, and ValueError for a name that the file does not have.
     """
-    file, paths = data_paths_file(), data_names()
-    if name not in paths:
-        raise unknown_name(f"data set in {file}", name, paths)
-    if not isinstance(paths[name], str):
-        raise ValueError(f"{file}: expected lines of the form `name: folder`, found {paths[name]!r} for {name!r}")
-    text = file.read_text(encoding="utf-8").splitlines()
-    lines = (i for i, line in enumerate(text, 1) if line.split(":")[0].strip("\"' ") == name)
-    return (file.parent / Path(paths[name]).expanduser()).resolve(), f"{file}, line {next(lines, '?')}"
+    file = data_paths_file()
+    if name not in data_names():
+        raise unknown_name(f"dataset in {file}", name, data_names())
+    path, line = _lines()[name]
+    where = f"{file}, line {line}"
+    return (file.parent / _expanded(path, where)).resolve(), where
 
 
 def packs_root() -> Path:
-    """The folder of packed data sets; made when the first is."""
+    """The folder of packed datasets; made when the first is."""
     return data_paths_file().parent / "data" / "packed"
 
 
 def weights_root() -> Path:
     """The folder of weights that were fetched by hand: what data_paths.yaml says of `weights`, else data/weights."""
-    return (data_paths_file().parent / Path(str(_lines().get(_WEIGHTS, "data/weights"))).expanduser()).resolve()
+    file = data_paths_file()
+    path, line = _lines().get(_WEIGHTS, ("data/weights", 0))
+    return (file.parent / _expanded(path, f"{file}, line {line}")).resolve()
 
 
 def runs_root() -> Path:
     """The folder of all runs; made when the first run is."""
     named = os.environ.get("REID_RUNS")
-    return Path(named).expanduser().resolve() if named else data_paths_file().parent / "runs"
+    return _expanded(named, "REID_RUNS").resolve() if named else data_paths_file().parent / "runs"
 
 
 def run_folder(run: str | Path) -> Path:

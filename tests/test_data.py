@@ -1,6 +1,7 @@
 """Paths, readers, samplers, augmentations and loaders."""
 
 import gc
+import os
 import shutil
 import warnings
 from collections import Counter
@@ -13,10 +14,12 @@ import torch
 from PIL import Image
 
 from reidlib import paths
-from reidlib.data import memory, transforms
-from reidlib.data.datasets import Sample, list_datasets, load_dataset, read_market1501
+from reidlib.data import memory, samples, transforms
+from reidlib.data.datasets import READERS, list_datasets, load_dataset
 from reidlib.data.loaders import ImageSet, eval_loader, read_image, train_loader, unreadable_images
+from reidlib.data.readers import read_market1501
 from reidlib.data.samplers import PKSampler, ShuffledSampler
+from reidlib.data.samples import ReIDDataset, Sample
 from reidlib.seeds import seeded, torch_generator_for
 
 # Paths
@@ -39,22 +42,56 @@ def test_nearest_data_paths_file_wins(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "sentence"),
     [
         ("market: x\n", "did you mean 'market'"),
-        ("market1501: [1]\n", "name: folder"),
+        ("market1501: [1]\n", "line 1: expected a line of the form `name: folder`"),
         ("- a\n- b\n", "name: folder"),
+        ("just words\n", "name: folder"),
         ("market1501: 'x\n", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+        ("market1501: x\nduke: y\nmarket1501: z\n", "'market1501' is written twice, in lines 1 and 3: keep one"),
+        ("market1501: x\nmy/shop: y\n", "line 2: 'my/shop' cannot be a name: use letters, digits, _ and -"),
+        ("a+b: x\n", "line 1: 'a\\+b' cannot be a name"),
+        ("..: x\n", "cannot be a name"),
+        ("market1501: ~nobody_here/x\n", "line 1: there is no home folder for the ~nobody_here in '~nobody_here/x'"),
+        ("market1501: $REID_NOT_SET/x\n", r"line 1: the environment variable in '\$REID_NOT_SET/x' is not set"),
+        ("market1501:\n", "line 1: '' is not a path"),
+        ('market1501: "a\\0b"\n', "is not a path"),
+        (b"market1501: /d\xe9p\xf4t\n", "is not UTF-8 text: save it as UTF-8"),
     ],
 )
-def test_bad_data_paths_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+def test_bad_data_paths_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | bytes, sentence: str
+) -> None:
     file = tmp_path / "data_paths.yaml"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     monkeypatch.setenv("REID_DATA_PATHS", str(file))
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=sentence) as caught:
         paths.data_path("market1501")
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_lines_of_data_paths_are_text_and_their_variables_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "data_paths.yaml"
+    file.write_text(
+        "\ufeff1501: $REID_SCRATCH/a\nyes: ${REID_SCRATCH}/b\n# no: /c\nweights: $REID_SCRATCH/w\n\n'on': 010\n"
+    )
+    monkeypatch.setenv("REID_DATA_PATHS", str(file))
+    monkeypatch.setenv("REID_SCRATCH", str(tmp_path / "scratch"))
+    assert list(paths.data_names()) == ["1501", "yes", "on"]
+    assert paths.data_path("1501")[0] == tmp_path / "scratch" / "a"
+    assert paths.data_path("yes") == (tmp_path / "scratch" / "b", f"{file}, line 2")
+    assert paths.data_path("on") == (tmp_path / "010", f"{file}, line 6")
+    assert paths.weights_root() == tmp_path / "scratch" / "w"
+    monkeypatch.setenv("REID_RUNS", "$REID_SCRATCH/runs")
+    assert paths.runs_root() == tmp_path / "scratch" / "runs"
+    file.write_text("")
+    assert paths.data_names() == {}
+    assert paths.weights_root() == tmp_path / "data" / "weights"
 
 
 def test_named_data_paths_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,15 +166,115 @@ def test_unknown_data_sets_offer_near_names() -> None:
     assert "synthetic_b-tiny" in list_datasets()
     with pytest.raises(ValueError, match="did you mean 'market1501'"):
         load_dataset("market-1501")
-    with pytest.raises(ValueError, match=r"size of the synthetic data set 'tyni': did you mean 'tiny'"):
+    with pytest.raises(ValueError, match="unknown dataset 'synthetic-tyni': did you mean 'synthetic-tiny'"):
         load_dataset("synthetic-tyni")
 
 
-def test_fingerprint_follows_content(market: Path) -> None:
-    before = read_market1501("m", market, "").fingerprint()
-    assert before == read_market1501("m", market, "").fingerprint()
-    (market / "query" / NAMES["query"][0]).rename(market / "query" / "0001_c2s1_001051_00.jpg")
-    assert before != read_market1501("m", market, "").fingerprint()
+def test_an_unknown_dataset_lists_what_there_is_and_how_to_use_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "data_paths.yaml"
+    file.write_text(f"mine: list.CSV\nfolder: {tmp_path}\n")
+    monkeypatch.setenv("REID_DATA_PATHS", str(file))
+    with pytest.raises(ValueError, match="unknown dataset 'nothing_like_it'") as caught:
+        load_dataset("nothing_like_it")
+    sentence = str(caught.value)
+    for name in ("market1501-500k", "cuhk03-labelled", "cuhk03-detected-split1 to 20", "mine", "synthetic_b-tiny"):
+        assert f" {name}," in sentence
+    assert f"write `nothing_like_it: list.csv` into {file}, a table of path,pid,camid,split" in sentence
+    assert len(sentence) < 900
+    with pytest.raises(
+        ValueError, match=rf"folder: {tmp_path} \({file}, line 2\) is no table .*no layout has that name"
+    ):
+        load_dataset("folder")
+
+
+def test_the_fingerprint_follows_the_files(market: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprints() -> list[str]:
+        data = read_market1501("m", market, "")
+        return [data.fingerprint(), data.fingerprint(files=False)]
+
+    before = fingerprints()
+    assert before == fingerprints()
+    path = market / "query" / NAMES["query"][0]
+    stat, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[::-1])  # of equal size
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    replaced = fingerprints()
+    assert replaced[0] != before[0]
+    assert replaced[1] == before[1]
+    path.write_bytes(content)
+    assert fingerprints() == before
+    copy = market.with_name("copy") / "M"  # on another computer
+    shutil.copytree(market, copy)
+    assert read_market1501("m", copy, "").fingerprint() == before[0]
+    monkeypatch.setattr(samples, "_HASHED", 100)  # a dataset that is too large to be read for this
+    large = fingerprints()
+    assert large[0] != before[0]
+    assert large == fingerprints()
+    other = path.with_suffix(".new")
+    other.write_bytes(content)  # another inode, and nothing else
+    stat = path.stat()
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
+    assert fingerprints()[0] != large[0]
+    assert fingerprints()[1] == before[1]
+    path.rename(market / "query" / "0001_c2s1_001051_00.jpg")
+    assert fingerprints()[1] != before[1]
+
+
+def test_a_drawn_dataset_is_one_dataset(tiny) -> None:
+    """Whatever size it is read at: the same files, with the same fingerprint."""
+    again = [load_dataset("synthetic-tiny", image_size=size) for size in ((256, 128), (160, 64), None)]
+    assert again == [tiny] * 3
+    assert {data.fingerprint() for data in again} == {tiny.fingerprint()}
+    with Image.open(tiny.train[0].path) as image:
+        assert image.size == (64, 128)
+    images = [next(iter(eval_loader(tiny.query, size))).images for size in ((256, 128), (160, 64))]
+    assert [i.shape[2:] for i in images] == [(256, 128), (160, 64)]
+
+
+def test_a_reader_of_ones_own_is_an_entry(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_mine(name: str, path: Path, where: str) -> ReIDDataset:
+        return replace(tiny, name=name, notes=(str(path), where))
+
+    monkeypatch.setitem(READERS, "mine", read_mine)
+    monkeypatch.setitem(READERS, "mine-odd", read_mine)
+    file = tmp_path / "data_paths.yaml"
+    file.write_text("mine: here\n")
+    monkeypatch.setenv("REID_DATA_PATHS", str(file))
+    for name in ("mine", "mine-odd"):
+        assert name in list_datasets()
+        assert load_dataset(name).notes == (str(tmp_path / "here"), f"{file}, line 1")
+    monkeypatch.delitem(READERS, "mine")
+    with pytest.raises(ValueError, match=r"mine: .* no layout has that name"):
+        load_dataset("mine")
+
+
+def test_what_macos_leaves_is_not_an_image(market: Path) -> None:
+    before = read_market1501("m", market, "here")
+    for folder in NAMES:
+        (market / folder / f"._{NAMES[folder][0]}").write_bytes(b"\0\5\x16\7")
+        (market / folder / ".DS_Store").touch()
+    assert read_market1501("m", market, "here") == before
+    shutil.copytree(market, market.parent / "unpacked" / "inner")
+    shutil.copytree(market, market.parent / "unpacked" / "__MACOSX")
+    assert read_market1501("m", market.parent / "unpacked", "here").root.name == "inner"
+
+
+@pytest.mark.parametrize("pid", ["9" * 10, "1" * 30, "9" * 5000])
+def test_numbers_that_no_tensor_holds_are_named(market: Path, pid: str) -> None:
+    name = f"{pid[:200]}_c1s1_000451_03.jpg"
+    Image.new("RGB", (8, 16)).save(market / "query" / name)
+    with pytest.raises(ValueError, match=rf"query holds names not of the form 0002_c1s1_000451_03\.jpg: {name}"):
+        read_market1501("m", market, "here")
+
+
+@pytest.mark.parametrize(("name", "advice"), [("Market.zip", "unpack it and name the folder"), ("a.jpg", "lies in")])
+def test_a_line_that_names_a_file_says_so(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match=rf"{name} \(here\) is a file, not a folder: .*{advice}"):
+        read_market1501("market1501", tmp_path / name, "here")
 
 
 # Samplers
@@ -326,15 +463,15 @@ def test_read_image_resizes_and_names_what_it_cannot_read(market: Path, tmp_path
 
 
 def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
-    samples = []
+    listed = []
     for i in range(8):
         path = tmp_path / f"{i}.jpg"
         path.write_bytes(b"" if i % 2 else b"x")
-        samples.append(Sample(path, 1, 1))
+        listed.append(Sample(path, 1, 1))
     with pytest.raises(OSError, match=r"8 of 8 images cannot be read: .*0\.jpg: .*; and 5 more"):
-        ImageSet(samples, (8, 4)).preload()
+        ImageSet(listed, (8, 4)).preload()
     with pytest.raises(OSError, match=r"1\.jpg: the file is empty \(1 of 1 images\)"):
-        ImageSet(samples[1:2], (8, 4)).preload()
+        ImageSet(listed[1:2], (8, 4)).preload()
 
 
 def test_a_set_too_large_for_memory_is_checked_before_training(tiny, tmp_path: Path) -> None:

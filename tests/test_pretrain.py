@@ -45,7 +45,7 @@ def test_folders_become_classes_in_the_order_of_their_names(tmp_path: Path) -> N
         ("train/n01/x.jpeg", 0), ("train/n02/a.jpg", 1), ("train/n02/b.JPEG", 1),
     ]  # fmt: skip
     assert [(s.path.name, s.pid) for s in data.val] == [("v1.JPEG", 0), ("v2.JPEG", 1)]
-    assert data.counts()[0] == {"split": "train", "pictures": 3, "classes": 2, "fewest": 1, "most": 2}
+    assert data.counts()[0] == {"split": "train", "images": 3, "classes": 2, "fewest": 1, "most": 2}
     moved = root.rename(tmp_path / "elsewhere")
     assert load_classes(str(moved)).fingerprint() == data.fingerprint()
     lay_out(moved, "train/n01/y.jpg")
@@ -58,7 +58,7 @@ def test_a_line_of_data_paths_is_a_name(tmp_path: Path, monkeypatch: pytest.Monk
     lay_out(tmp_path / "here/ILSVRC/CLS-LOC", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg")
     data = load_classes("imagenet")  # one level below what is named
     assert data.notes == ("found in CLS-LOC/, one level below the folder that data_paths.yaml names",)
-    with pytest.raises(ValueError, match=r"unknown set of classes .* 'imagnet': did you mean 'imagenet'"):
+    with pytest.raises(ValueError, match=r"unknown dataset of classes .* 'imagnet': did you mean 'imagenet'"):
         load_classes("imagnet")
 
 
@@ -68,7 +68,7 @@ def test_a_line_of_data_paths_is_a_name(tmp_path: Path, monkeypatch: pytest.Monk
         (["train/a/1.jpg"], "for train, val, and one level up and down; found train"),
         (
             ["train/a/1.jpg", "val/1.JPEG", "val/2.JPEG"],
-            "val holds 2 pictures and no folder: sort them into one folder a",
+            "val holds 2 images and no folder: sort them into one folder a",
         ),
         (["train/train/a/1.jpg", "val/a/1.jpg"], r"lies directly in .*/train/: train \(but the folder a\)"),
         (["train/a/1.jpg", "train/b/1.gif", "val/a/1.jpg"], r"lies directly in .*/train/: b$"),
@@ -95,7 +95,7 @@ def test_drawn_people_are_classes(people: ClassDataset, tiny) -> None:
     by_name = {s.path.name: s for s in tiny.train}
     assert all(int(people.classes[s.pid]) == by_name[s.path.name].pid for s in (*people.train, *people.val))
     assert load_classes("synthetic-tiny") == people  # made once
-    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+    with pytest.raises(ValueError, match="did you mean 'synthetic-tiny'"):
         load_classes("synthetic-tinny")
 
 

@@ -1,6 +1,7 @@
 """A training run that survives being killed."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import reidlib
+from reidlib.data import samples
+from reidlib.data.readers import read_market1501
 from reidlib.seeds import seeded
 from reidlib.training import Recipe, fit, record
 from reidlib.workbook.runs import Run
@@ -54,6 +57,17 @@ def test_fit_leaves_a_whole_run_folder(tiny) -> None:
     # The model itself is as it was: accelerate leaves nothing behind.
     assert type(model).forward is type(model)(model.network, **_parts(model)).forward.__func__
     assert "forward" not in vars(model)
+
+
+def test_a_run_is_resumed_with_a_copy_of_the_dataset(tiny, tmp_path, monkeypatch) -> None:
+    """On the local disk of another computer: other inodes and times."""
+    monkeypatch.setattr(samples, "_HASHED", 0)
+    run, recipe = Run.create("first", {"seed": 0}), replace(QUICK, epochs=1, eval_every=1)
+    history = fit(build(tiny), tiny, run, recipe)
+    shutil.copytree(tiny.root, tmp_path / "local", copy_function=shutil.copyfile)
+    copy = read_market1501(tiny.name, tmp_path / "local", "here")
+    assert copy.fingerprint() != tiny.fingerprint()
+    assert fit(build(copy), copy, run, recipe) == history
 
 
 def _parts(model: torch.nn.Module) -> dict:

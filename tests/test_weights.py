@@ -425,7 +425,7 @@ def test_links_that_need_a_browser_say_what_to_do_and_find_it_there(table, tmp_p
     with pytest.raises(DownloadError, match="has changed since its first use"):
         one.fetch()
     assert "weights" not in paths.data_names()
-    with pytest.raises(ValueError, match=r"unknown data set in .* 'weights'"):
+    with pytest.raises(ValueError, match=r"unknown dataset in .* 'weights'"):
         paths.data_path("weights")
 
 

@@ -1,24 +1,33 @@
-"""Data sets by name: which names there are, and what each of them reads."""
+"""Datasets by name: which names there are, and what each of them reads."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from reidlib.data.drawn import writer
-from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17, read_table
+from reidlib.data.drawn.writer import SETTINGS, SIZES, write_synthetic
+from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17
 from reidlib.data.samples import COMBINED, ReIDDataset, Sample, merge
+from reidlib.data.tables import TABLES, read_table
 from reidlib.errors import unknown_name
-from reidlib.paths import data_names, data_path
+from reidlib.paths import data_names, data_path, data_paths_file
 
-__all__ = ["PUBLISHED", "ReIDDataset", "Sample", "list_datasets", "load_dataset", "merge", "read_market1501"]
+__all__ = ["PUBLISHED", "READERS", "ReIDDataset", "Sample", "list_datasets", "load_dataset", "merge"]
 
-# A name's first word is its line in data_paths.yaml; what follows a dash chooses among its protocols.
+
+def read_drawn(name: str, root: Path, where: str) -> ReIDDataset:
+    """A drawn dataset, `<setting>-<size>`; drawn into `root` on first use, at 128 × 64 pixels."""
+    return read_market1501(name, write_synthetic(root, *name.split("-")), where)
+
+
+# name → function(name, path, where): `path` is what data_paths.yaml says of the name, or of its first word before a
+# dash, and `where` the line that says so, for messages. Plug-ins add entries.
 READERS: dict[str, Callable[[str, Path, str], ReIDDataset]] = {
     "market1501": read_market1501,
     "market1501-500k": partial(read_market1501, distractors=True),
     "dukemtmcreid": read_dukemtmcreid,
     "msmt17": read_msmt17,
     "msmt17-noval": partial(read_msmt17, val=False),
+    **{f"{setting}-{size}": read_drawn for setting in SETTINGS for size in SIZES},
 }
 for _boxes in ("detected", "labelled"):
     READERS[f"cuhk03-{_boxes}"] = partial(read_cuhk03, boxes=_boxes)
@@ -37,44 +46,48 @@ PUBLISHED: dict[str, tuple[tuple[int | None, int, int], ...]] = {
 PUBLISHED |= {name: ((None, 1367, 2), (None, 100, 2), (None, 100, 2)) for name in READERS if "-split" in name}
 
 
-def _tables() -> list[str]:
-    """Names in data_paths.yaml that are tables of somebody's own."""
-    return [name for name, folder in data_names().items() if Path(str(folder)).suffix in (".csv", ".parquet")]
-
-
 def list_datasets() -> list[str]:
-    """Every name that `load_dataset` knows here. Synthetic ones take a size: `synthetic-tiny`."""
-    drawn = (f"{setting}-{size}" for setting in writer.SETTINGS for size in writer.SIZES)
-    return sorted([*READERS, *drawn, *_tables()])
+    """Every name that `load_dataset` takes here: those of `READERS`, and tables that data_paths.yaml names."""
+    return sorted({*READERS, *(name for name, path in data_names().items() if path.lower().endswith(TABLES))})
 
 
 def load_dataset(
-    name: str, *, image_size: tuple[int, int] = (128, 64), combineall: bool = False, tested_on: str = ""
+    name: str, *, combineall: bool = False, tested_on: str = "", image_size: tuple[int, int] | None = None
 ) -> ReIDDataset:
-    """Read data set `name` from where data_paths.yaml says it lies.
+    """Read a dataset from where data_paths.yaml says it lies.
 
-    `a+b` joins training sets, `combineall` (or the name's ending "-combineall") adds query and gallery to them, and
-    `tested_on` names the data set whose query and gallery to take: see `merge`. `synthetic` and `synthetic_b`, with a
-    size behind a dash (no dash: small), are drawn on first use at `image_size` (height, width), which other data sets
-    ignore: their pictures are resized when they are loaded. A name whose line in data_paths.yaml is a .csv or .parquet
-    file is a table of one's own. Raises ValueError for an unknown name, FileNotFoundError where the files are not.
+    Args:
+        name: one of `list_datasets()`; "a+b" joins training sets. "synthetic" and "synthetic_b" mean the size `small`.
+        combineall: add query and gallery to the training set; the name's ending "-combineall" does the same.
+        tested_on: the dataset whose query and gallery to take; see `merge`.
+        image_size: not used; images are resized when they are read.
+
+    Raises:
+        ValueError: for an unknown name, or files that do not fit their layout.
+        FileNotFoundError: where the files are not there.
     """
     combineall |= name.endswith(COMBINED)
-    parts = [_load(part, image_size) for part in name.removesuffix(COMBINED).split("+")]
-    return merge(parts, combineall=combineall, tested_on=_load(tested_on, image_size) if tested_on else None)
+    parts = [_load(part) for part in name.removesuffix(COMBINED).split("+")]
+    return merge(parts, combineall=combineall, tested_on=_load(tested_on) if tested_on else None)
 
 
-def _load(name: str, image_size: tuple[int, int]) -> ReIDDataset:
-    line, _, size = name.partition("-")
-    if line in writer.SETTINGS:
-        size = size or "small"
-        if size not in writer.SIZES:
-            raise unknown_name("size of the synthetic data set", size, writer.SIZES)
-        folder, where = data_path(line)
-        root = writer.write_synthetic(folder, line, size, image_size=image_size)
-        return read_market1501(f"{line}-{size}", root, where)
+def _load(name: str) -> ReIDDataset:
+    name += "-small" if name in SETTINGS else ""
     if name in READERS:
-        return READERS[name](name, *data_path(line))
-    if name in _tables():
+        return READERS[name](name, *data_path(name if name in data_names() else name.partition("-")[0]))
+    if name in list_datasets():
         return read_table(name, *data_path(name))
-    raise unknown_name("data set", name, list_datasets())
+    if name in data_names():
+        path, where = data_path(name)
+        raise ValueError(f"{name}: {path} ({where}) is no table ({', '.join(TABLES)}), and no layout has that name: "
+                         f"write it under one of {_names()}")  # fmt: skip
+    raise ValueError(
+        f"{unknown_name('dataset', name, list_datasets())} There are {_names()}. For images of your own write "
+        f"`{name.partition('-')[0] or 'mine'}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
+    )
+
+
+def _names() -> str:
+    """All names in a line, the twenty splits of CUHK03 as one."""
+    names = [name for name in list_datasets() if "-split" not in name]
+    return ", ".join(names) + ", cuhk03-detected-split1 to 20, cuhk03-labelled-split1 to 20"

@@ -88,7 +88,7 @@ def fit(
         setup,
         accelerator=accelerator,
         score="mAP",
-        stamp={"dataset": dataset.name, "data": dataset.fingerprint()},
+        stamp={"dataset": dataset.name, "data": dataset.fingerprint(files=False)},
         about={
             "trained_on": dataset.name,
             "tested_on": dataset.tested_on,
