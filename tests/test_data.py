@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from reidlib import paths
 from reidlib.data import memory, samples, transforms
@@ -428,6 +428,40 @@ def test_jitter_changes_brightness_within_bounds() -> None:
     assert out.min() >= 80
     assert out.max() <= 120
     assert out.mean((1, 2, 3)).std() > 5
+
+
+def test_jitter_is_what_torchreid_does_to_a_pil_image(images: torch.Tensor) -> None:
+    """Clamped after each step; a step rounds by itself, hence the 2."""
+    strengths = {"brightness": 0.5, "contrast": 0.4, "saturation": 0.3}
+    out = draws("color_jitter", images, **strengths)
+    factors = 2 * torch.rand(3, len(images), generator=torch_generator_for(1, "color_jitter")) - 1
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for i, image in enumerate(images):
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+        for enhance, strength, factor in zip(enhancers, strengths.values(), factors[:, i].tolist(), strict=True):
+            pil = enhance(pil).enhance(1 + strength * factor)
+        wanted = torch.from_numpy(np.array(pil)).permute(2, 0, 1)
+        assert (out[i].int() - wanted.int()).abs().max() <= 2
+
+
+def test_windows_and_rectangles_equal_plain_indexing(images: torch.Tensor) -> None:
+    """The draws, and one slice after the other."""
+    out = draws("pad_crop", images, padding=0.2)
+    rng = torch_generator_for(1, "pad_crop")
+    tops, lefts = (torch.randint(0, 7, (40, 1), generator=rng).flatten().tolist() for _ in range(2))
+    padded = torch.nn.functional.pad(images, (3, 3, 3, 3))
+    plain = [padded[i, :, y : y + 32, x : x + 16] for i, (y, x) in enumerate(zip(tops, lefts, strict=True))]
+    assert torch.equal(out, torch.stack(plain))
+    out, plain = draws("random_erasing", images, p=0.7), images.clone()
+    u = torch.rand(5, 40, generator=torch_generator_for(1, "random_erasing"))
+    for i in range(40):
+        size, aspect = 32 * 16 * (0.02 + 0.38 * u[1, i]), 0.3 * (1 / 0.09) ** u[2, i]
+        h = min(max(round(float((size * aspect).sqrt())), 1), 32)
+        w = min(max(round(float((size / aspect).sqrt())), 1), 16)
+        y, x = int(u[3, i] * (32 - h + 1)), int(u[4, i] * (16 - w + 1))
+        if u[0, i] < 0.7:
+            plain[i, :, y : y + h, x : x + w] = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(out, plain)
 
 
 def test_unknown_augmentation_is_refused() -> None:

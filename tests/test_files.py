@@ -56,7 +56,7 @@ def test_a_temporary_folder_that_cannot_be_used_is_named(tmp_path, monkeypatch):
 def test_a_full_temporary_folder_is_named(small_disk, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
-    with pytest.raises(OSError, match=rf"the temporary folder {small_disk} cannot be used .*16 MiB.*: set TMPDIR"):
-        with scratch_folder():
-            pytest.fail("it began")
+    refused = pytest.raises(OSError, match=rf"the temporary folder {small_disk} cannot be used .*16 MiB.*: set TMPDIR")
+    with refused, scratch_folder():
+        pytest.fail("it began")
     assert [p.name for p in small_disk.iterdir()] == ["filler"]

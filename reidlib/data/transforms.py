@@ -1,8 +1,9 @@
-"""Augmentations of training pictures, by their published names, on whole batches and on the batch's own device.
+"""Augmentations of training images, by their published names, on the batch's own device.
 
 Each takes images (B, 3, H, W) uint8, a CPU generator and a probability `p` for each image, and returns the same shape
-and dtype. All randomness is drawn from the generator on the CPU: the same seed gives the same pictures on every device
-and with any number of loader workers, and an interrupted run needs no stored state to go on with.
+and dtype. The arithmetic is torchvision's (transforms.v2); the randomness is all drawn from the generator, on the CPU:
+the same seed gives the same images on every device and with any number of loader workers, and a run is resumed
+without any stored state.
 
 random_flip, random_crop, color_jitter: as torchreid names them. pad_crop: as FastReID and the strong baseline pad.
 random_erasing: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020; filled with the ImageNet mean, as the
@@ -12,10 +13,11 @@ al., "AutoAugment", CVPR 2019, the ImageNet policy; augmix: Hendrycks et al., "A
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import affine_grid, grid_sample
 
 from reidlib.errors import unknown_name
 
@@ -23,22 +25,31 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 _IMAGENET_MEAN = (124, 116, 104)  # 255 × (0.485, 0.456, 0.406)
 
 
+@cache
+def _v2() -> ModuleType:
+    """torchvision.transforms.v2, which takes a second to import: when it is used."""
+    from torchvision.transforms import v2
+
+    return v2
+
+
 def random_flip(images: Tensor, generator: torch.Generator, p: float = 0.5) -> Tensor:
     """Mirror each image left to right."""
-    return _where(_drawn(images, generator, p), images.flip(3), images)
+    return _where(_drawn(images, generator, p), _v2().functional.horizontal_flip(images), images)
 
 
 def pad_crop(images: Tensor, generator: torch.Generator, p: float = 1.0, padding: float = 10 / 128) -> Tensor:
     """Pad with black by `padding` × width on each side (10 pixels at 128), then cut the original size at random."""
-    pad = max(1, round(padding * images.shape[3]))
-    cut = _windows(F.pad(images, (pad, pad, pad, pad)), images.shape[2:], generator)
+    padded = _v2().functional.pad(images, [max(1, round(padding * images.shape[3]))])
+    cut = _windows(padded, images.shape[2:], generator)
     return cut if p == 1 else _where(_drawn(images, generator, p), cut, images)
 
 
 def random_crop(images: Tensor, generator: torch.Generator, p: float = 0.5, enlarge: float = 1.125) -> Tensor:
     """Enlarge both sides by `enlarge`, then cut the original size at random: torchreid's Random2DTranslation."""
     size = images.shape[2:]
-    larger = F.interpolate(images.float(), [round(side * enlarge) for side in size], mode="bilinear")
+    # In float32, since torchvision's arithmetic on uint8 differs between CPU and GPU.
+    larger = _v2().functional.resize(images.float(), [round(side * enlarge) for side in size], antialias=False)
     cut = _windows(larger.round().to(torch.uint8), size, generator)
     return _where(_drawn(images, generator, p), cut, images)
 
@@ -56,8 +67,8 @@ def random_resized_crop(
     sides = torch.stack([(share * aspect).sqrt(), (share / aspect).sqrt()], dim=1).clamp(max=1)  # (B, 2) of the whole
     centres = (1 - sides) * (2 * u[2:].T - 1)  # of an image that reaches from -1 to 1
     theta = torch.cat([torch.diag_embed(sides), centres[:, :, None]], dim=2).to(images.device)  # (B, 2, 3)
-    grid = F.affine_grid(theta, [len(images), 3, *size], align_corners=False)
-    cut = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    grid = affine_grid(theta, [len(images), 3, *size], align_corners=False)
+    cut = grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     return cut.round().to(torch.uint8)
 
 
@@ -71,25 +82,30 @@ def color_jitter(
 ) -> Tensor:
     """Change brightness, contrast and saturation by factors drawn from 1 ± each, in that order; torchreid's strengths.
 
-    Contrast is about the image's mean grey, saturation about each pixel's grey (ITU-R 601 luma), as torchvision's.
+    What torchvision's ColorJitter does with these factors.
     """
-    draws = torch.rand(3, len(images), 1, 1, 1, generator=generator).to(images.device) * 2 - 1
-    x = images.float() * (1 + brightness * draws[0])
-    luma = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
-    mean_grey = (x * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    x = torch.lerp(mean_grey, x, 1 + contrast * draws[1])
-    grey = (x * luma).sum(1, keepdim=True)
-    x = torch.lerp(grey, x, 1 + saturation * draws[2]).clamp(0, 255).round().to(torch.uint8)
-    return x if p == 1 else _where(_drawn(images, generator, p), x, images)
+    factors = 1 + torch.tensor([[brightness], [contrast], [saturation]]) * (
+        2 * torch.rand(3, len(images), generator=generator) - 1
+    )
+    chosen = _drawn(images, generator, p) if p < 1 else torch.ones(len(images), dtype=torch.bool)
+    F, images = _v2().functional, images.clone()
+    for i in chosen.nonzero().flatten().tolist():
+        for change, factor in zip(
+            (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation), factors[:, i].tolist(), strict=True
+        ):
+            if factor != 1:
+                images[i] = change(images[i], factor)
+    return images
 
 
 def random_erasing(
     images: Tensor, generator: torch.Generator, p: float = 0.5, area: tuple[float, float] = (0.02, 0.4)
 ) -> Tensor:
     """Cover a rectangle of `area` (share of the image), aspect 0.3 to 3.3, with the mean."""
-    cover = _rectangles(images, generator, p, area)
-    mean = torch.tensor(_IMAGENET_MEAN, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return torch.where(cover, mean, images)
+    images, mean = images.clone(), torch.tensor(_IMAGENET_MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    for i, *box in _rectangles(images, generator, p, area):
+        _v2().functional.erase(images[i], *box, mean, inplace=True)
+    return images
 
 
 def pixel_erasing(
@@ -99,10 +115,13 @@ def pixel_erasing(
 
     One field of noise is drawn for the batch, and moved for each image.
     """
-    cover = _rectangles(images, generator, p, area)
-    noise = (127.5 + 127.5 * torch.randn(1, *images.shape[1:], generator=generator)).clamp(0, 255).to(torch.uint8)
-    noise = noise.to(images.device).repeat(1, 1, 2, 2).expand(len(images), -1, -1, -1)
-    return torch.where(cover, _windows(noise, images.shape[2:], generator), images)
+    boxes = _rectangles(images, generator, p, area)
+    noise = (127.5 + 127.5 * torch.randn(images.shape[1:], generator=generator)).clamp(0, 255).to(torch.uint8)
+    noise = noise.to(images.device).repeat(1, 2, 2).expand(len(images), -1, -1, -1)
+    images, noise = images.clone(), _windows(noise, images.shape[2:], generator)
+    for i, *box in boxes:
+        _v2().functional.erase(images[i], *box, _v2().functional.crop(noise[i], *box), inplace=True)
+    return images
 
 
 def _torchvision(images: Tensor, generator: torch.Generator, p: float, transform: Callable[[], nn.Module]) -> Tensor:
@@ -119,16 +138,12 @@ def _torchvision(images: Tensor, generator: torch.Generator, p: float, transform
 
 @cache
 def _auto_augment() -> nn.Module:
-    from torchvision.transforms import v2
-
-    return v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)
+    return _v2().AutoAugment(_v2().AutoAugmentPolicy.IMAGENET, fill=128)
 
 
 @cache
 def _augmix() -> nn.Module:
-    from torchvision.transforms import v2
-
-    return v2.AugMix(severity=1, fill=128)  # FastReID's severity
+    return _v2().AugMix(severity=1, fill=128)  # FastReID's severity
 
 
 def auto_augment(images: Tensor, generator: torch.Generator, p: float = 0.1) -> Tensor:
@@ -151,31 +166,29 @@ def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
 
 
 def _windows(images: Tensor, size: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A window of `size` of each image (B, 3, ≥ H, ≥ W), at a random place."""
+    """A window of `size` of each image (B, 3, ≥ H, ≥ W), at a random position."""
     room = [whole - side + 1 for whole, side in zip(images.shape[2:], size, strict=True)]
-    rows, cols = (
-        (torch.randint(0, places, (len(images), 1), generator=generator) + torch.arange(side)).to(images.device)
-        for places, side in zip(room, size, strict=True)
-    )  # (B, H) and (B, W)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], cols[:, None]].permute(0, 3, 1, 2)
+    tops, lefts = (
+        torch.randint(0, places, (len(images), 1), generator=generator).flatten().tolist() for places in room
+    )
+    crop = _v2().functional.crop
+    return torch.stack([crop(i, top, left, *size) for i, top, left in zip(images, tops, lefts, strict=True)])
 
 
-def _rectangles(images: Tensor, generator: torch.Generator, p: float, area: tuple[float, float]) -> Tensor:
-    """What is erased, (B, 1, H, W) bool: with probability `p` a rectangle of an aspect of 0.3 to 3.3."""
+def _rectangles(
+    images: Tensor, generator: torch.Generator, p: float, area: tuple[float, float]
+) -> list[tuple[int, int, int, int, int]]:
+    """(index, top, left, height, width) of what is erased: with probability `p`, of an aspect of 0.3 to 3.3."""
     b, _, h, w = images.shape
     u = torch.rand(5, b, generator=generator)
     size = h * w * (area[0] + (area[1] - area[0]) * u[1])
     aspect = 0.3 * (1 / 0.3**2) ** u[2]  # log-uniform: tall and wide rectangles are equally likely
-    rect_h = (size * aspect).sqrt().round().clamp(1, h)
-    rect_w = (size / aspect).sqrt().round().clamp(1, w)
-    top = (u[3] * (h - rect_h + 1)).floor()
-    left = (u[4] * (w - rect_w + 1)).floor()
-    rows, cols = torch.arange(h), torch.arange(w)
-    in_rows = (rows >= top[:, None]) & (rows < (top + rect_h)[:, None])  # (B, H)
-    in_cols = (cols >= left[:, None]) & (cols < (left + rect_w)[:, None])  # (B, W)
-    cover = in_rows[:, :, None] & in_cols[:, None] & (u[0] < p)[:, None, None]
-    return cover[:, None].to(images.device)
+    height = (size * aspect).sqrt().round().clamp(1, h)
+    width = (size / aspect).sqrt().round().clamp(1, w)
+    top = (u[3] * (h - height + 1)).floor()
+    left = (u[4] * (w - width + 1)).floor()
+    boxes = torch.stack([torch.arange(b), top, left, height, width], dim=1)[u[0] < p]
+    return [tuple(map(int, box)) for box in boxes.tolist()]
 
 
 AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
