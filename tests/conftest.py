@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny drawn data set, and a world of its own for runs and data paths."""
+"""Shared by all tests: a tiny drawn dataset, and a world of its own for runs and data paths."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def _own_world(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def tiny(world: Path):
-    """The smallest drawn data set."""
+    """The smallest drawn dataset."""
     from reidlib.data.datasets import load_dataset
 
     assert os.environ["REID_DATA_PATHS"].startswith(str(world))

@@ -58,7 +58,7 @@ HALF = "features are float32 here, float16 there"
 @pytest.mark.parametrize(
     ("model", "scores", "causes"),
     [
-        ({}, {"version": "V2"}, ("the data set is V2 here, V1 there", HALF)),
+        ({}, {"version": "V2"}, ("the dataset is V2 here, V1 there", HALF)),
         (
             {},
             {"images": {"train": 1, "query": 11659, "gallery": 80000}},
@@ -84,7 +84,7 @@ HALF = "features are float32 here, float16 there"
             {"input_size": [128, 64]},
             {"version": "V2", "metric": "euclidean", "flip": True},
             (
-                "the data set is V2 here, V1 there",
+                "the dataset is V2 here, V1 there",
                 "images are 128x64 here, 256x128 there",
                 "features are averaged over mirror images here, not there",
                 "ranked by euclidean distance here, cosine there",
@@ -110,7 +110,7 @@ def test_a_camera_embedding_that_is_told_nothing_is_a_cause():
 def test_a_source_that_does_not_say_its_edition_leaves_the_question():
     row = next(r for r in published("osnet_x1_0") if r.trained_on == r.tested_on == "msmt17")
     found = only(about("osnet_x1_0", "msmt17", row.link), "msmt17", result(60, 30, metric="euclidean"))
-    assert found.causes == ("the data set is V1 here, and the source does not say which",)
+    assert found.causes == ("the dataset is V1 here, and the source does not say which",)
 
 
 def test_training_here_is_compared_with_every_row_and_says_so():

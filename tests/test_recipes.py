@@ -159,7 +159,7 @@ MODEL_OF = {spec.recipe: name for name, spec in reversed(MODELS.items())} | {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_loss_of_every_recipe_falls(name: str) -> None:
-    """Eight pictures of four people, again and again, through everything that a step of training does."""
+    """Eight images of four people, again and again, through everything that a step of training does."""
     recipe = RECIPES[name].scaled(5, batch=8)
     recipe = replace(recipe, warmup=0, lr=min(recipe.lr, 3.5e-4) if recipe.optimizer != "sgd" else 2e-3)
     with seeded(0, "weights"):

@@ -82,7 +82,7 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
     rows = table(folder).to_dict("records")
     assert rows[0] == {
         "lr": 0.01,
-        "data set": "toy",
+        "dataset": "toy",
         "weights before": "random",
         "seeds": 3,
         "rank1": "6.0 ± 1.3",
@@ -97,7 +97,7 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
         "seed": "0",
         "lr": "0.01",
         "init": "random",
-        "data set": "toy",
+        "dataset": "toy",
         "mAP": "0.1",
         "rank1": "0.05",
     }

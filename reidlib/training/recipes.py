@@ -190,7 +190,7 @@ RECIPES["torchreid_softmax"] = Recipe(
 )
 
 # OSNet: Zhou et al., ICCV 2019. KaiyangZhou/deep-person-reid, configs/im_osnet_x1_0_softmax_256x128_amsgrad.
-# osnet_x1_0: 94.2 / 82.6. Across data sets the zoo's OSNets were trained with -p augment random_flip,color_jitter.
+# osnet_x1_0: 94.2 / 82.6. Across datasets the zoo's OSNets were trained with -p augment random_flip,color_jitter.
 #     -p recipe osnet_softmax -p model osnet_x1_0
 RECIPES["osnet_softmax"] = replace(
     RECIPES["torchreid_softmax"],
@@ -248,7 +248,7 @@ RECIPES["agw"] = replace(RECIPES["bot"], mining="weighted", margin=0)
 
 # ABD-Net: Chen et al., ICCV 2019, arXiv 1908.01114. VITA-Group/ABD-Net, README_Training_and_Testing_Guides and args.py:
 # 10 epochs of the classifiers alone, then 80; the penalty on features from the 24th of these. Its results average over
-# flipped pictures, which is not done here.
+# flipped images, which is not done here.
 # resnet50_abd: 95.6 / 88.3.    -p recipe abd -p model resnet50_abd
 RECIPES["abd"] = Recipe(
     height=384,

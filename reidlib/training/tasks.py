@@ -37,7 +37,7 @@ def fit(
 ) -> History:
     """Train `model` on `dataset` by `recipe` into the folder of `run`; the model ends with the best weights.
 
-    Best is the highest mAP on the data set's own query and gallery. What it returns and raises: see `loop.train`, under
+    Best is the highest mAP on the dataset's own query and gallery. What it returns and raises: see `loop.train`, under
     which it runs; ValueError also where the set cannot fill a batch. With `setup.num_processes`, and where this is not
     one of several processes already, they are started from the run's params.json, which must then say all of this.
     """
@@ -109,8 +109,8 @@ def pretrain(
 ) -> History:
     """Train `model` on the classes of `dataset` by `recipe` into the folder of `run`; it ends with the best weights.
 
-    A batch holds `recipe.people` × `recipe.images` pictures drawn from all; `recipe.augment` follows the random crop.
-    Best is the highest top-1 of the validation pictures. What it returns and raises: see `loop.train`; ValueError also
+    A batch holds `recipe.people` × `recipe.images` images drawn from all; `recipe.augment` follows the random crop.
+    Best is the highest top-1 of the validation images. What it returns and raises: see `loop.train`; ValueError also
     where model and set disagree on the number of classes, or the recipe wants batches of people. With
     `setup.num_processes` see `fit`; its params.json then has `PRETRAIN` under "task".
     """
@@ -159,12 +159,12 @@ def pretrain(
 
 
 def classify(model: Any, batches: DataLoader[Batch], accelerator: Any = None) -> dict[str, float]:
-    """Top-1 and top-5 of a model on `batches`: shares of pictures whose class has the highest, or one of the five
+    """Top-1 and top-5 of a model on `batches`: shares of images whose class has the highest, or one of the five
     highest, scores. Equal scores go to the lower class, and what is no number counts as higher. With an accelerator,
     over the batches of all its processes.
     """
     device = next(model.parameters()).device
-    right = torch.zeros(3, dtype=torch.int64, device=device)  # first, among five, pictures
+    right = torch.zeros(3, dtype=torch.int64, device=device)  # first, among five, images
     with torch.inference_mode():
         for batch in batches:
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)

@@ -336,7 +336,7 @@ def print_results(run: Run) -> None:
         print(f"\n{result.get('model')}{init} in {run.path}\n")
         rows = [(d, r) for d, row in result["results"].items() for d, r in _with_untrained(d, row)]
         columns = [key for key in _COLUMNS if any(key in row for _, row in rows)]
-        print(f"{'data set':<24}" + "".join(f"{_COLUMNS[key]:>9}" for key in columns))
+        print(f"{'dataset':<24}" + "".join(f"{_COLUMNS[key]:>9}" for key in columns))
         for dataset, row in rows:
             cells = (f"{100 * row[key]:8.1f}%" if key in row else f"{'':>9}" for key in columns)
             print(f"{dataset:<24}{''.join(cells)}")

@@ -119,7 +119,7 @@ def table(parities: Sequence[Parity]) -> Any:
 def _version(ours: Mapping[str, Any], parity: Parity) -> str:
     here, there = ours.get("version", ""), parity.row.version
     if here and here != there:
-        return f"the data set is {here} here, " + (f"{there} there" if there else "and the source does not say which")
+        return f"the dataset is {here} here, " + (f"{there} there" if there else "and the source does not say which")
     return ""
 
 

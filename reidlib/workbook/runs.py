@@ -181,13 +181,13 @@ class Run(RunFolder):
 
     @property
     def tested_on(self) -> str:
-        """The data set to test on where none is named: whose query and gallery chose the best epoch, or the first that
+        """The dataset to test on where none is named: whose query and gallery chose the best epoch, or the first that
         the weights were published with. ValueError where there is none.
         """
         about = self.read_json("model.json")
         name = about.get("tested_on") or ("" if "weights" in about else about["trained_on"])
         if not name:
-            raise ValueError(f"what the weights of {self.name} are to be tested on is not known: name a data set")
+            raise ValueError(f"what the weights of {self.name} are to be tested on is not known: name a dataset")
         return name
 
     @property
@@ -206,7 +206,7 @@ class Run(RunFolder):
         return save(figure, self.out / "figures" / f"{name}.png")
 
     def save_table(self, table: "DataFrame", name: str) -> Path:
-        """Write a pandas table to figures/<name>.csv, beside the picture of that name."""
+        """Write a pandas table to figures/<name>.csv, beside the image of that name."""
         path = self.out / "figures" / f"{name}.csv"
         with whole_file(path) as part:
             table.to_csv(part, index=False)
@@ -230,7 +230,7 @@ class Run(RunFolder):
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
     def cameras(self, dataset: "ReIDDataset") -> dict[int, int] | None:
-        """What a model that embeds the camera is told of those of `dataset`: camid → label on the data set that it was
+        """What a model that embeds the camera is told of those of `dataset`: camid → label on the dataset that it was
         trained on; elsewhere None, as it knows none of them.
         """
         return dataset.camera_labels if dataset.name == self.read_json("model.json").get("trained_on") else None

@@ -3,7 +3,7 @@
     python -m reidlib.batch train test --grid lr 1e-3 3e-3 --grid seed 0 1 2 -p epochs 20 -p run rates
 
 leaves `runs/rates/lr=0.001,seed=0/` and so on, each a run folder like any other, and beside them `search.json` (what
-was asked for, and which points failed), `table.csv` (a line a point and data set), `result.json` (mean and spread over
+was asked for, and which points failed), `table.csv` (a line a point and dataset), `result.json` (mean and spread over
 the seeds) and `figures/`. The same call again runs what has not ended well; one with more values adds points.
 """
 
@@ -121,7 +121,7 @@ def _run_point(run: Run, notebooks: dict[str, Values], *, progress: bool) -> Non
 
 
 def _results(folder: Run) -> Iterator[tuple[str, Values, str, str, dict[str, float]]]:
-    """The point, its place in the grid, the weights that it began with, a data set and the scores on it; ended ones."""
+    """The point, its place in the grid, the weights that it began with, a dataset and the scores on it; ended ones."""
     state = folder.read_json("search.json")
     for name, axes in state["points"].items():
         if name not in state["failed"]:
@@ -135,7 +135,7 @@ def spread(folder: Run) -> list[dict[str, Any]]:
     """Mean and spread over the seeds, one entry for each setting of the rest of the grid, in the order of the search.
 
     An entry has `setting` (its values), `seeds` (runs that ended well), `init` (the weights that they began with) and
-    `results[data set][score]`, a share each: `mean`, `std` (sample standard deviation; None for a single run) and the
+    `results[dataset][score]`, a share each: `mean`, `std` (sample standard deviation; None for a single run) and the
     `values` themselves.
     """
     settings: dict[str, dict[str, Any]] = {}
@@ -156,14 +156,14 @@ def spread(folder: Run) -> list[dict[str, Any]]:
 
 
 def table(folder: Run) -> "DataFrame":
-    """Mean ± spread in percent, one row a setting and data set."""
+    """Mean ± spread in percent, one row a setting and dataset."""
     import pandas as pd
 
     rows = []
     for entry in spread(folder):
         for data, row in entry["results"].items():
             cells = {score: _percent(row[score]) for score in _SCORES if score in row}
-            about = {"data set": data, "weights before": entry["init"], "seeds": entry["seeds"]}
+            about = {"dataset": data, "weights before": entry["init"], "seeds": entry["seeds"]}
             rows.append(_plain(entry["setting"]) | about | cells)
     return pd.DataFrame(rows).fillna("")
 
@@ -178,7 +178,7 @@ def _percent(score: dict[str, Any]) -> str:
 
 
 def figures(folder: Run) -> dict[str, "Figure"]:
-    """For each data set every run's scores as dots, a row a setting, with mean and spread."""
+    """For each dataset every run's scores as dots, a row a setting, with mean and spread."""
     from reidlib.plots import score_spread
 
     rows: dict[str, dict[str, dict[str, Any]]] = {}
@@ -196,7 +196,7 @@ def _write_scores(folder: Run) -> None:
 
     state = folder.read_json("search.json")
     rows = [
-        {"run": name, **_plain(axes), "init": init, "data set": data, **row}
+        {"run": name, **_plain(axes), "init": init, "dataset": data, **row}
         for name, axes, init, data, row in _results(folder)
     ]
     failed = [{"run": name, **_plain(state["points"][name]), "failed": why} for name, why in state["failed"].items()]

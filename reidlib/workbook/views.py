@@ -193,7 +193,7 @@ def choose_people(samples: Sequence[Sample], count: int, *, seed: int = 0) -> li
 def rank_rows(
     data: ReIDDataset, query: Features, gallery: Features, ranked: Tensor, picked: Sequence[int]
 ) -> tuple[list[Sample], tuple[Sample, ...], Tensor, Tensor]:
-    """What the rank-list pictures take: queries, gallery, ranked (R, k) and their cosine similarity (R, k) float32.
+    """What the rank-list images take: queries, gallery, ranked (R, k) and their cosine similarity (R, k) float32.
 
     `ranked` (Q, k) holds gallery indices for all queries, -1 beyond the end of a list; `picked` are the rows wanted.
     """
