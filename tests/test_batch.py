@@ -199,3 +199,19 @@ def test_paths_start_at_the_callers_folder(tmp_path: Path, monkeypatch: pytest.M
     assert f"data: {tmp_path / 'paths.yaml'}\nruns: {tmp_path / 'myruns'}" in out
     assert batch.main(["train", "-p", "run", "r", "-p", "init", "runs/first"]) == 0
     assert seen["train"]["init"] == "runs/first"  # a run, wherever runs are
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["test", "-p", "run", "frist"], "no trained run at"),
+        (["monitor", "-p", "run", "frist"], "no run at"),
+        (["test", "-p", "model", "osnet_x1_O", "-p", "weights", "market1501"], "unknown model 'osnet_x1_O'"),
+    ],
+)
+def test_a_run_or_a_model_that_does_not_exist_is_noticed_before_a_kernel_starts(
+    capsys, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.setattr(batch, "run_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
+    assert batch.main(arguments) == 2
+    assert words in capsys.readouterr().err

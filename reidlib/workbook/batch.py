@@ -240,13 +240,26 @@ def run_all(names: Sequence[str], given: dict[str, str], *, progress: bool = Tru
     values = sort_parameters(names, given)
     for name in names:
         check_job(name, values[name])
+    _check_run(names, values)
     run = next((v["run"] for v in values.values() if v.get("run")), "") or _new_name(names, values)
     for name in names:
         run_notebook(name, values[name] | {"run": run}, progress=progress)
     return Run(Run.folder(run))
 
 
-_BEGINS = {"resume", "grid"}  # parameters of notebooks that make the run themselves
+_BEGINS = {"resume", "grid", "baseline"}  # parameters of notebooks that make the run themselves
+_OPENS = {"output", "quiet_after"}  # and of those that open one
+
+
+def _check_run(names: Sequence[str], values: dict[str, dict[str, Any]]) -> None:
+    """Check that the run that the first notebook is to open exists, and holds the model that is named."""
+    first = values[names[0]]
+    if first.get("model") and "weights" in parameters(names[0]):
+        from reidlib.models.zoo import canonical_name
+
+        canonical_name(first["model"])
+    if first.get("run") and _OPENS & parameters(names[0]).keys() and not first.get("weights"):
+        Run.open(first["run"], plugins=first.get("plugins", ""), trained=names[0] != "monitor")
 
 
 def _new_name(names: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
