@@ -160,6 +160,34 @@ def test_public_names_exist_and_others_are_refused() -> None:
         _ = reidlib.creat_model
 
 
+@pytest.mark.parametrize("package", ["reidlib", "reidlib.evaluation", "reidlib.plots", "reidlib.training"])
+def test_checkers_and_editors_see_the_public_names_that_python_gives(package: str) -> None:
+    import importlib
+
+    module = importlib.import_module(package)
+    text = Path(module.__file__).read_text()
+    assert "__getattr__" in text, "this package imports its names at once: take it off this list"
+    # What a checker reads: a file where the block's imports are run.
+    seen: dict[str, object] = {}
+    (block,) = (node for node in ast.parse(text).body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    exec(compile(ast.Module(block.body, []), package, "exec"), seen)  # an import of a name that is not there fails
+    del seen["__builtins__"]
+    assert sorted(seen) == module.__all__
+    for name, value in seen.items():
+        assert getattr(module, name) is value
+        assert name in dir(module)
+    # `as` the same name: without it a strict checker takes an import for the module's private business.
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)
+
+
+def test_a_lazy_package_without_public_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "idle.py").write_text("from reidlib.lazy import lazy\nlazy(__name__)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"idle.* has no source with public names"):
+        __import__("idle")
+
+
 def test_every_room_is_reachable_after_importing_the_package() -> None:
     rooms = sorted({path.relative_to(PACKAGE).with_suffix("").parts[0] for path in files()} - {"__init__", "lazy"})
     assert {"data", "errors", "models", "plots", "workbook"} <= set(rooms)

@@ -1,19 +1,32 @@
 """Figures of a re-identification run: pure functions from arrays and samples to a matplotlib figure."""
 
+from typing import TYPE_CHECKING
+
 from reidlib.lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "style": ("save",),
-        "images": (
-            *("contact_sheet", "class_sheet", "batch_sheet", "pair_sheet"),
-            *("rank_list", "rank_list_rows", "cam_figure", "overlay"),
-        ),
-        "curves": ("training_curves", "cmc_curves", "ap_histogram", "score_matrix", "score_spread"),
-        "cam": ("cam_note", "feature_cam", "similarity_cam"),
-        "tsne": ("tsne_map", "tsne_figure", "tsne_images"),
-        "passport": ("image_counts", "image_sizes"),
-        "zoo": ("cost_accuracy",),
-    },
-)
+if TYPE_CHECKING:  # the public names, each imported on first use
+    from reidlib.plots.cam import cam_note as cam_note
+    from reidlib.plots.cam import feature_cam as feature_cam
+    from reidlib.plots.cam import similarity_cam as similarity_cam
+    from reidlib.plots.curves import ap_histogram as ap_histogram
+    from reidlib.plots.curves import cmc_curves as cmc_curves
+    from reidlib.plots.curves import score_matrix as score_matrix
+    from reidlib.plots.curves import score_spread as score_spread
+    from reidlib.plots.curves import training_curves as training_curves
+    from reidlib.plots.images import batch_sheet as batch_sheet
+    from reidlib.plots.images import cam_figure as cam_figure
+    from reidlib.plots.images import class_sheet as class_sheet
+    from reidlib.plots.images import contact_sheet as contact_sheet
+    from reidlib.plots.images import overlay as overlay
+    from reidlib.plots.images import pair_sheet as pair_sheet
+    from reidlib.plots.images import rank_list as rank_list
+    from reidlib.plots.images import rank_list_rows as rank_list_rows
+    from reidlib.plots.passport import image_counts as image_counts
+    from reidlib.plots.passport import image_sizes as image_sizes
+    from reidlib.plots.style import save as save
+    from reidlib.plots.tsne import tsne_figure as tsne_figure
+    from reidlib.plots.tsne import tsne_images as tsne_images
+    from reidlib.plots.tsne import tsne_map as tsne_map
+    from reidlib.plots.zoo import cost_accuracy as cost_accuracy
+
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -1,13 +1,16 @@
 """Training: recipes, losses, the loop, and the job that puts them together."""
 
+from typing import TYPE_CHECKING
+
 from reidlib.lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "job": ("Job",),
-        "tasks": ("fit", "pretrain"),
-        "loop": ("Setup",),
-        "recipes": ("CLASS_RECIPES", "RECIPES", "Recipe"),
-    },
-)
+if TYPE_CHECKING:  # the public names, each imported on first use
+    from reidlib.training.job import Job as Job
+    from reidlib.training.loop import Setup as Setup
+    from reidlib.training.recipes import CLASS_RECIPES as CLASS_RECIPES
+    from reidlib.training.recipes import RECIPES as RECIPES
+    from reidlib.training.recipes import Recipe as Recipe
+    from reidlib.training.tasks import fit as fit
+    from reidlib.training.tasks import pretrain as pretrain
+
+__getattr__, __dir__, __all__ = lazy(__name__)
