@@ -241,7 +241,7 @@ def test_pretraining_leaves_a_run_that_training_starts_from(people: ClassDataset
     # The trunk goes on, the classifier of other classes does not.
     net = reidlib.create_model("osnet_x0_25", weights="runs/pre", num_classes=5)
     weights, new = load_file(run.path / "model.safetensors"), net.state_dict()
-    same = {key for key, value in weights.items() if torch.equal(value, new[key])} if net.input_size else set()
+    same = {key for key, value in weights.items() if torch.equal(value, new[key])}
     assert {key for key in weights if "backbone" in key} <= same
     assert net.num_classes == 5
 

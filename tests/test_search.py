@@ -260,3 +260,11 @@ def test_a_search_that_is_killed_goes_on_where_it_was(tiny, tmp_path: Path) -> N
     assert scores == [rows[-1]["mAP"] for rows in lasts]
     assert scores[0] != scores[1]
     assert json.loads((folder.path / "seed=1" / "params.json").read_text())["seed"] == 1
+
+
+def test_two_points_never_share_a_folder(ran: list) -> None:
+    folder = search(["train"], {"run": "s"}, {"augment": [["a b"], ["a-b"], ["a/b"]]})
+    points = folder.read_json("search.json")["points"]
+    assert [axes["augment"] for axes in points.values()] == [["a b"], ["a-b"], ["a/b"]]
+    assert "augment=a-b" in points
+    assert len({point for _, point in ran}) == 3

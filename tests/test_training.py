@@ -49,7 +49,7 @@ def test_fit_leaves_a_whole_run_folder(tiny) -> None:
     }  # fmt: skip
     environment = run.read_json("environment.json")
     assert environment["seed"] == 0
-    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0] or environment["packages"]["torch"]
+    assert environment["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     # The same folder again: nothing is left to train.
     again = build(tiny)
     assert fit(again, tiny, run, QUICK) == history

@@ -9,6 +9,7 @@ the seeds) and `figures/`. The same call again runs what has not ended well; one
 
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from statistics import mean, stdev
@@ -88,9 +89,10 @@ def _text(value: Any) -> str:
 
 
 def _slug(value: Any) -> str:
-    """A value as part of a folder's name: a list's entries are joined by +."""
-    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-    return re.sub(r"[^\w.+-]+", "-", text)
+    """A value as part of a folder's name, another for each value: a list's entries are joined by +."""
+    text = "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    plain = re.sub(r"[^\w.+-]+", "-", text)
+    return plain if plain == text else f"{plain}-{zlib.crc32(text.encode()):08x}"
 
 
 def _state(folder: Run, notebooks: dict[str, Values], grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
