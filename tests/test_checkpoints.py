@@ -572,6 +572,9 @@ STORAGE = b"(X\x07\x00\x00\x00storage" + FLOATS + b"X\x01\x00\x00\x000X\x03\x00\
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"%s%s%s\x89)tR"
 
 
+PARAMETER = b"ctorch.nn.parameter\nParameter\n"
+
+
 def long(value: int) -> bytes:
     return b"\x8a\x08" + struct.pack("<q", value)
 
@@ -600,7 +603,14 @@ PICKLES = {
     "a negative storage": (a_tensor(-1), "names no storage where one must be"),
     "bytes by the billion": (b"cbuiltins\nbytearray\n" + long(10**10) + b"\x85R", "Python object builtins.bytearray"),
     "a storage that is called": (FLOATS + long(10**10) + b"\x85R", "it calls what no tensor needs"),
-    "a tensor type that is called": (b"ctorch\nFloatTensor\n" + long(10**10) + b"\x85R", "object torch.FloatTensor"),
+    "a tensor type called": (b"ctorch\nFloatTensor\n" + long(10**10) + b"\x85R", "it calls what no tensor needs"),
+    "an old tensor outside its storage": (
+        b"ctorch\nFloatTensor\n)R(" + STORAGE % long(24) + b"K\0(K\x19t(K\1ttb", "lies outside its storage",
+    ),
+    "a parameter that is set like a tensor": (
+        PARAMETER + b")\x81(" + STORAGE % long(24) + b"K\0(K\x18t(K\1ttb", "it sets attributes of an object",
+    ),
+    "a parameter of something else": (PARAMETER + b")\x85\x81", "it calls what no tensor needs"),
     "text that doubles": (b"c_codecs\nencode\nX\1\0\0\0aX\3\0\0\0hex\x86R", "it calls what no tensor needs"),
     "a dtype of records": (b"cnumpy\ndtype\nX\x06\x00\x00\x00V99999\x85R", "it calls what no tensor needs"),
     "attributes of a dict": (b"ccollections\nOrderedDict\n)R}X\5\0\0\0itemsNsb", "it sets attributes of an object"),
@@ -640,6 +650,20 @@ def test_a_pickle_that_lies_is_refused(tmp_path, name, legacy):
 
 def test_the_pickle_that_those_are_made_from_is_good(tmp_path):
     path = with_pickle(tmp_path / "weights.pth", b"\x80\x02}X\x01\x00\x00\x00a" + a_tensor() + b"s.")
+    assert torch.equal(read_state_dict(path)["a"], torch.arange(24.0))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PARAMETER + a_tensor() + b"\x85\x81(\x89\x89Ntb",
+        PARAMETER + a_tensor() + b"\x88\x86\x81(\x88\x89Ntb",
+        PARAMETER + b")\x81(" + a_tensor() + b"\x88N\x88\x89tb",
+        b"ctorch\nFloatTensor\n)R(" + STORAGE % long(24) + b"K\0(K\x18t(K\1ttb",
+    ],
+)
+def test_tensors_and_parameters_as_torch_0_1_wrote_them_are_read(tmp_path, body):
+    path = with_pickle(tmp_path / "weights.pth", b"\x80\x02}X\x01\x00\x00\x00a" + body + b"s.")
     assert torch.equal(read_state_dict(path)["a"], torch.arange(24.0))
 
 

@@ -33,7 +33,7 @@ MAX_DIMS = 64  # of a tensor, as in torch
 # What a pickle of tensors and plain data may name; a checkpoint holds no other object.
 _ALLOWED = re.compile(
     r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch(\.cuda|\.storage)?\.\w+Storage|torch\.(Size|device)"
-    r"|torch\.(bool|uint8|b?float\d+|int\d+)|collections\.(OrderedDict|Counter)|_codecs\.encode"
+    r"|torch\.(bool|uint8|b?float\d+|int\d+)|torch\.\w+Tensor|torch\.nn\.parameter\.Parameter|collections\.(OrderedDict|Counter)|_codecs\.encode"
     r"|numpy\.(dtype|_?core\.multiarray\.scalar)"
 )
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -174,7 +174,8 @@ class _Storage(NamedTuple):
     item_size: int
 
 
-_TENSOR, _DTYPE, _DATA = object(), object(), object()  # stand for what a pickle builds
+# Stand for what a pickle builds. torch before 0.2 wrote empty tensors and parameters, and filled them by attributes.
+_TENSOR, _PARAMETER, _DTYPE, _DATA = object(), object(), object(), object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 
@@ -241,11 +242,12 @@ class _Pickle:
                         raise CheckpointError(
                             f"is refused: it holds the Python object {name}, weights are tensors only"
                         )
-                case "REDUCE":
+                case "REDUCE" | "NEWOBJ":
                     arguments, function = stack.pop(), stack.pop()
                     stack.append(self._call(function, arguments))
                 case "BUILD":
-                    _check_attributes(stack.pop(), stack[-1])
+                    state = stack.pop()
+                    _check_attributes(stack[-1], state)
                 case "BINPERSID":
                     stack.append(self._storage(stack.pop()))
                 case name:
@@ -269,6 +271,10 @@ class _Pickle:
             ) if not any(item for item in rest[1:]):  # after requires_grad: hooks, metadata
                 return _check_bounds(storage, offset, size, stride)
             case "torch._utils._rebuild_parameter", (tensor, bool(), hooks) if tensor is _TENSOR and not hooks:
+                return _PARAMETER
+            case "torch.nn.parameter.Parameter", tuple() if all(a is _TENSOR or isinstance(a, bool) for a in arguments):
+                return _PARAMETER
+            case str(name), () if re.fullmatch(r"torch\.\w*Tensor", name):
                 return _TENSOR
             case "collections.OrderedDict", ():
                 return {}
@@ -325,12 +331,21 @@ def _fill(target: object, items: Iterable[Any]) -> dict:
     return target
 
 
-def _check_attributes(state: Any, target: object) -> None:
-    """Raise CheckpointError unless `state` sets what torch and numpy set: a dict's metadata, a dtype's flags."""
-    metadata = isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}
-    flags = target is _DTYPE and all(isinstance(item, str | int | None) for item in state)
-    if not metadata and not flags:
-        raise CheckpointError("is refused: it sets attributes of an object")
+def _check_attributes(target: object, state: Any) -> None:
+    """Raise CheckpointError unless `state` are the attributes that torch and numpy give to what `target` stands for."""
+    match target, state:
+        case dict(), dict() if set(state) <= {"_metadata"}:
+            return
+        case object(), tuple() if target is _DTYPE and all(isinstance(item, str | int | None) for item in state):
+            return
+        case object(), (_Storage(), int(), tuple(), tuple()) if target is _TENSOR:
+            _check_bounds(*state)
+            return
+        case object(), (bool(), bool(), hooks) if target is _PARAMETER and not hooks:
+            return
+        case object(), (tensor, _, hooks, bool(), bool()) if target is _PARAMETER and tensor is _TENSOR and not hooks:
+            return
+    raise CheckpointError("is refused: it sets attributes of an object")
 
 
 def _check_bounds(storage: _Storage, offset: int, size: tuple, stride: tuple) -> object:

@@ -289,12 +289,17 @@ def good_pickle(kind: str) -> bytes:
 
 
 FORBIDDEN_NAMES = ["os system", "posix mkdir", "builtins eval", "builtins exec", "subprocess Popen", "shutil rmtree"]
-FORBIDDEN_NAMES += ["builtins __import__", "torch.hub load", "torch load", "builtins bytearray", "torch FloatTensor"]
-FORBIDDEN_NAMES += ["builtins set", "torch Tensor", "torch._utils _rebuild_sparse_tensor", "builtins getattr"]
+FORBIDDEN_NAMES += ["builtins __import__", "torch.hub load", "torch load", "builtins bytearray"]
+FORBIDDEN_NAMES += [
+    "builtins set",
+    "torch.sparse FloatTensor",
+    "torch._utils _rebuild_sparse_tensor",
+    "builtins getattr",
+]
 ALLOWED_NAMES = ["torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter"]
 ALLOWED_NAMES += ["torch FloatStorage", "torch.storage UntypedStorage", "torch ComplexFloatStorage", "torch float32"]
 ALLOWED_NAMES += ["torch Size", "torch device", "collections OrderedDict", "collections Counter", "_codecs encode"]
-ALLOWED_NAMES += ["numpy dtype", "numpy.core.multiarray scalar"]
+ALLOWED_NAMES += ["numpy dtype", "numpy.core.multiarray scalar", "torch Tensor", "torch.nn.parameter Parameter"]
 WORDS = ["storage", "0", "cpu", "latin1", "hex", "f8", "O8", "state_dict", "_metadata", "items", *GOOD]
 OPCODES = [bytes([code]) for code in b"()]}RbQsuaetN012ilopVST.\x81\x85\x86\x87\x88\x89\x90\x93\x94\x95\x96"]
 OPCODES += [b"q\0", b"q\1", b"h\0", b"h\1", b"r\xff\xff\xff\xff", b"j\xff\xff\xff\xff"]
