@@ -1,10 +1,14 @@
 """A start from ImageNet's weights: every library trunk takes them, and where they cannot be had it is said."""
 
 import json
+import os
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import get_model_weights
 
 import reidlib
 from reidlib.models import backbones, zoo
@@ -95,6 +99,34 @@ def test_where_no_library_has_any_it_is_said() -> None:
             ValueError, match=f"neither torchvision nor timm has ImageNet weights for the trunk of {name}"
         ):
             reidlib.create_model(name, weights="imagenet")
+
+
+def test_densenets_file_has_a_dot_that_its_model_has_not(offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    state = library_state("torchvision/densenet121")
+    dotted = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): t for key, t in state.items()}
+    assert dotted.keys() != state.keys()
+    monkeypatch.setattr(backbones, "imagenet_state", lambda source: dotted)
+    trunk = reidlib.create_model("densenet121_fc512", weights="imagenet", input_size=SIZE).network.backbone
+    own = trunk.state_dict()
+    assert all(torch.equal(own[key], tensor) for key, tensor in state.items() if not key.startswith("classifier"))
+
+
+def test_a_file_that_was_put_into_the_cache_of_torch_runs_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = get_model_weights("resnet50")["IMAGENET1K_V1"].url.rpartition("/")[2]
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({"conv1.weight": Trap()}, tmp_path / "hub" / "checkpoints" / name)
+    with pytest.raises(
+        DownloadError, match=rf"\(the file of https\S*{name} in torch's cache holds more than weights: del"
+    ):
+        reidlib.create_model("resnet50", weights="imagenet")
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_without_a_network_it_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

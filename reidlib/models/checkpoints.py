@@ -38,6 +38,8 @@ _OSNET: Rules = (
     (r"\bpool([23])\.", r"conv\1.2."),
 )
 
+_DENSENET = (r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.")  # torchvision before 0.2.1 put a dot there
+
 _TORCHREID: Rules = (
     (r"^(fc|last_linear)\.(weight|bias)$", Drop("the library's ImageNet classifier")),
     (r"^classifier\.", "head.classifier."),
@@ -49,7 +51,7 @@ _TORCHREID: Rules = (
     (r"^classifier_local\.", "heads.1.classifier."),
     (r"^fc_global\.", "heads.0.embedding."),
     (r"^fc_local\.", "heads.1.embedding."),
-    (r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),  # torchvision before 0.2.1 put a dot there
+    _DENSENET,
     (r"^((?:cell|reduction_cell)_)", r"cells.\1"),  # NASNet
     (r"^(?!heads?\.)", "backbone."),
     *_OSNET,
@@ -153,6 +155,7 @@ RENAMES: dict[str, Rules] = {
     "imagenet": (
         (r"^(?:fc|classif(?:ier)?|last_linear|head(?:_dist)?|AuxLogits)\.", Drop("the library's ImageNet classifier")),
         (r"^dist_token$", Drop("DeiT's second token")),
+        _DENSENET,
         (r"^patch_embed\.proj\.", "patch."),
         (r"^blocks\.11\.", "last.0."),
         (r"^norm\.", "last.1."),

@@ -14,13 +14,13 @@ timm is imported where it is used: it takes seconds.
 """
 
 from collections import OrderedDict
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import densenet as torchvision_densenet
-from torchvision.models import get_model as torchvision_model
-from torchvision.models import mobilenet_v3_large
+from torchvision.models import get_model_weights, mobilenet_v3_large
 from torchvision.models import squeezenet as torchvision_squeezenet
 
 from reidlib.models.layers import SE, init_weights
@@ -127,16 +127,16 @@ def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Modu
 def imagenet_state(source: str) -> dict[str, Tensor]:
     """ImageNet's weights as torchvision or timm has them: "torchvision/resnet50". OSError and more, without network."""
     library, _, name = source.partition("/")
-    with torch.random.fork_rng(devices=()):
-        if library == "torchvision":
-            net = torchvision_model(
-                name, weights="IMAGENET1K_V1"
-            )  # the first ones, which all published work began with
-        else:
-            from timm import create_model
+    if library == "torchvision":
+        weights = get_model_weights(name)["IMAGENET1K_V1"]  # the first, which all published work began with
+        try:
+            return weights.get_state_dict(check_hash=True, weights_only=True)  # its models would run code in the file
+        except UnpicklingError as error:
+            raise OSError(f"the file of {weights.url} in torch's cache holds more than weights: delete it") from error
+    from timm import create_model
 
-            net = create_model(name, pretrained=True)
-    return net.state_dict()
+    with torch.random.fork_rng(devices=()):
+        return create_model(name, pretrained=True).state_dict()
 
 
 class NASNetMobile(nn.Module):
