@@ -133,15 +133,16 @@ def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
     shown = page.locator(".jupyter-widgets-output-area img, .widget-output img")
     assert shown.count() == 0  # the plain figure stands below, the slider's own comes when it is moved
     slider.focus()
-    for moves in range(2):
-        before = shown.first.get_attribute("src") if moves else None
-        page.keyboard.press("ArrowRight")
+    before = None
+    for key in ("ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
         page.wait_for_function(
             "old => { const i = document.querySelector('.jupyter-widgets-output-area img, .widget-output img');"
             " return i && i.src !== old; }",
             arg=before,
             timeout=30_000,
         )
+        before = shown.first.get_attribute("src")
     page.close()
 
 
@@ -155,13 +156,13 @@ def test_the_monitor_follows_a_run_of_another_process(lab: tuple[str, Path], bro
     book = folder / "monitor.ipynb"
     book.write_text(book.read_text().replace("follow: float = 5.0", "follow: float = 0.2"))
     page = start_all(browser, url, "monitor")
-    told = page.locator(".jp-OutputArea .jp-RenderedHTMLCommon p").first
+    status = page.locator(".jp-OutputArea .jp-RenderedHTMLCommon p").first
     figures = set()
     for epoch in range(1, 4):
-        told.get_by_text(f"epoch {epoch - 1} of 3").wait_for(timeout=60_000)
+        status.get_by_text(f"epoch {epoch - 1} of 3").wait_for(timeout=60_000)
         rows.append({"epoch": epoch, "loss": 3.0 / epoch, "mAP": 0.2 * epoch, "seconds": 60.0})
         far.write_metrics(rows)
-        told.get_by_text(f"epoch {epoch} of 3").wait_for(timeout=60_000)
+        status.get_by_text(f"epoch {epoch} of 3").wait_for(timeout=60_000)
         figures.add(page.locator(".jp-OutputArea img").first.get_attribute("src"))
         if epoch == 2:
             page.screenshot(path=tmp_path / "live.png")
@@ -181,16 +182,16 @@ def test_the_zoo_is_searched_sorted_and_filtered(lab: tuple[str, Path], browser,
     book.write_text(book.read_text().replace("seconds: float = 1.0", "seconds: float = 0.0"))
     page, _ = run_all(browser, url, folder, "zoo")
     area = page.locator(".jp-OutputArea:has(input[placeholder='any words'])").last
-    told, first = area.locator("p").first, area.locator("tbody tr").first.locator("td").first
-    told.get_by_text("86 published results").wait_for(timeout=30_000)
+    count, first = area.locator("p").first, area.locator("tbody tr").first.locator("td").first
+    count.get_by_text("86 published results").wait_for(timeout=30_000)
     assert first.text_content() == "mgn_sbs_S50_ibn_fastreid"
     area.scroll_into_view_if_needed()
     area.screenshot(path=tmp_path / "table.png")
 
     area.locator("input[placeholder='any words']").fill("osnet ibn")
-    told.get_by_text("2 published results").wait_for(timeout=30_000)
+    count.get_by_text("2 published results").wait_for(timeout=30_000)
     area.locator("select").nth(1).select_option("any")
-    told.get_by_text("3 published results").wait_for(timeout=30_000)
+    count.get_by_text("3 published results").wait_for(timeout=30_000)
     area.locator("select").nth(4).select_option("mINP")
     area.get_by_label("largest first").uncheck()
     first.get_by_text("osnet_ibn_x1_0_dpr").wait_for(timeout=30_000)

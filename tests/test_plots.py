@@ -82,7 +82,7 @@ def model(**kwargs):
 
 
 def naive_cam(net, image, partner, method, camid=None):
-    """One map (h, w) by the book, place by place and channel by channel; lists of Python floats."""
+    """One map (h, w) by the book, position by position and channel by channel; lists of Python floats."""
     outputs = []
     handle = net.cam_layer.register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.enable_grad():
@@ -204,8 +204,8 @@ def test_cam_leaves_the_model_as_it_was():
         assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_cam_of_what_comes_from_no_place_is_zero():
-    """A feature that is zero, and a similarity that rests on a bias alone while every place speaks against it."""
+def test_cam_of_what_comes_from_no_position_is_zero():
+    """A feature that is zero, and a similarity that rests on a bias alone while every position speaks against it."""
     net = model()
     nn.init.zeros_(net.neck.weight)
     assert not plots.feature_cam(net, images(2)).any()

@@ -16,7 +16,10 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 from nbconvert.preprocessors import ExecutePreprocessor
 
-from reidlib.data.datasets import Sample
+import reidlib
+from reidlib import plots
+from reidlib.data.datasets import ReIDDataset, Sample
+from reidlib.data.images import read_image
 from reidlib.evaluation import Features
 from reidlib.workbook import views
 
@@ -79,6 +82,22 @@ def test_rank_rows_carry_the_cosine_similarity_of_each_pair(tiny) -> None:
     assert rows.tolist() == [[2, 3, -1], [0, 1, 2]]
     expected = torch.nn.functional.cosine_similarity(query.feats[0], gallery.feats[1], dim=0)
     assert similarity[1, 1].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_cams_are_those_of_the_images_as_the_run_reads_them(tiny: ReIDDataset) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = reidlib.create_model("osnet_x0_25", num_classes=2, input_size=(64, 32)).eval()
+    rows = list(tiny.query[:2]), tiny.gallery, torch.tensor([[3, 4, 5], [6, 7, -1]]), torch.zeros(2, 3)
+    feature, query, match = views.cams(model, *rows, interpolation="bicubic", method="gradcam")
+    assert [maps.shape[:-2] for maps in (feature, query, match)] == [(2,), (2, 3), (2, 3)]
+    left, right = (
+        read_image(s.path, (64, 32), interpolation="bicubic")[None] for s in (tiny.query[1], tiny.gallery[6])
+    )
+    want = plots.similarity_cam(model, left, right, method="gradcam")
+    for got, pair in zip((query, match), want, strict=True):
+        torch.testing.assert_close(got[1, 0], pair[0], rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(views.cams(model, *rows, method="gradcam")[0], feature)
 
 
 def test_paths_are_told_from_the_root() -> None:

@@ -1,4 +1,4 @@
-"""Class activation maps without a class: which places of an image a similarity comes from.
+"""Class activation maps without a class: which positions in an image a similarity comes from.
 
 A CAM explains one number. Here it is the cosine similarity of two images, cos = f(x) · f(y) / (|f(x)| |f(y)|), as a
 function of x, with f(y) and the length |f(x)| held fixed; an image alone is compared with itself. Holding the length
@@ -24,13 +24,13 @@ from reidlib.errors import unknown_name
 _METHODS = {
     "hirescam": (
         "HiResCAM",
-        "HiResCAM (Draelos and Carin, 2020): at each place the sum over the channels of gradient × activation. Only "
-        "places that the feature uses are lit, part by part too; after average pooling it equals Grad-CAM",
+        "HiResCAM (Draelos and Carin, 2020): at each position the sum over the channels of gradient × activation. Only "
+        "positions that the feature uses are lit, part by part too; after average pooling it equals Grad-CAM",
     ),
     "gradcam": (
         "GradCAM",
         "Grad-CAM (Selvaraju et al., ICCV 2017): the sum over the channels of the activation, each channel weighted by "
-        "the mean of its gradient over the map. Places that a part-based or max-pooled feature never uses may be lit",
+        "its mean gradient over the map. Positions that a part-based or max-pooled feature never uses may be lit",
     ),
     "gradcam++": (
         "GradCAMPlusPlus",
@@ -40,11 +40,12 @@ _METHODS = {
     "xgradcam": (
         "XGradCAM",
         "XGrad-CAM (Fu et al., BMVC 2020): as Grad-CAM, each channel weighted by the mean of its gradient over the "
-        "map, each place counted by its share of the channel's activation",
+        "map, each position counted by its share of the channel's activation",
     ),
     "layercam": (
         "LayerCAM",
-        "LayerCAM (Jiang et al., TIP 2021): at each place the sum over the channels of positive gradient × activation",
+        "LayerCAM (Jiang et al., TIP 2021): at each position the sum over the channels of positive gradient × "
+        "activation",
     ),
     "eigencam": (
         "EigenCAM",
@@ -161,9 +162,9 @@ def feature_cam(
 
     Returns:
         (B, h, w) float32 on the device of `images`, 0 or more, at the resolution of the layer and on one scale: with
-        "hirescam" or "gradcam" the share of the cosine similarity that comes from each place. Where average pooling and
-        a linear layer without bias are all that follows, all places together, the negative ones included, give the
-        similarity; a bias, the mean of a BNNeck, a LayerNorm or other branches have the rest.
+        "hirescam" or "gradcam" the part of the cosine similarity that comes from each position. If only average pooling
+        and a linear layer without bias follow, all positions, the negative ones included, sum to the similarity; a
+        bias, the mean of a BNNeck, a LayerNorm or other branches have the rest.
 
     Raises:
         ValueError: for an unknown method, or a model without maps.

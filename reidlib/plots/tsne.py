@@ -126,8 +126,8 @@ def tsne_images(
 ) -> Figure:
     """The images themselves, at their points.
 
-    An image whose place is taken moves aside by its own size at most, with a line to its point; where there is no room
-    it stays a grey dot.
+    An image whose position is taken moves aside by its own size at most, with a line to its point; if there is no room
+    its point stays a grey dot.
 
     Args:
         points: (N, 2) float.
@@ -147,11 +147,11 @@ def tsne_images(
     steps = np.array(sorted(product(np.linspace(-1.15, 1.15, 9), repeat=2), key=lambda step: np.hypot(*step))) * box
     centres = np.empty((0, 2))
     for i in np.random.default_rng(seed).permutation(len(points)):
-        places = points[i] + steps
-        free = ((edge <= places) & (places <= plane - edge)).all(1)
-        free &= ~(np.abs(places[:, None] - centres) < 1.1 * box).all(2).any(1)
+        positions = points[i] + steps
+        free = ((edge <= positions) & (positions <= plane - edge)).all(1)
+        free &= ~(np.abs(positions[:, None] - centres) < 1.1 * box).all(2).any(1)
         if free.any():
-            x, y = places[free.argmax()]
+            x, y = positions[free.argmax()]
             centres = np.vstack([centres, (x, y)])
             axes.plot(*zip(points[i], (x, y), strict=True), color=GREY, linewidth=0.5, zorder=1)
             extent = (x - box[0] / 2, x + box[0] / 2, y - box[1] / 2, y + box[1] / 2)
