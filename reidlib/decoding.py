@@ -38,7 +38,8 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
                 raise ValueError(f"{image.width} × {image.height} pixels are more than the limit of {MAX_PIXELS}")
             yield image
     except Exception as error:  # decoders raise anything on damaged files: struct.error, OverflowError, MemoryError
-        raise OSError(f"cannot read image {path}: {_reason(path, error)}") from error
+        name = path if str(path).isprintable() else repr(str(path))
+        raise OSError(f"cannot read image {name}: {_reason(path, error)}") from error
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -15,6 +15,7 @@ from reidlib.errors import unknown_name
 
 FILE_NAME = "data_paths.yaml"
 REPOSITORY = Path(__file__).resolve().parents[1]
+_UNPRINTABLE = r"[\x00-\x1f\x7f\ud800-\udfff]"
 _WEIGHTS = "weights"  # the one line that is not a dataset's
 
 
@@ -62,7 +63,7 @@ def _lines() -> dict[str, tuple[str, int]]:
             raise ValueError(f"{file}, line {line}: expected a line of the form `name: folder`")
         if name in entries:
             raise ValueError(f"{file}: {name!r} is written twice, in lines {entries[name][1]} and {line}: keep one")
-        if re.search(r"[/\\+\0]|^\.|^\s*$", name):  # it becomes part of file names, and + joins datasets
+        if re.search(rf"[/\\+]|^\.|^\s*$|{_UNPRINTABLE}", name):  # it becomes part of file names, and + joins datasets
             raise ValueError(f"{file}, line {line}: {name!r} cannot be a name: use letters, digits, _ and -")
         entries[name] = value.value, line
     return entries
@@ -74,7 +75,7 @@ def _expanded(path: str, where: str) -> Path:
     unset = re.search(r"\$\{?\w+\}?", text)
     if unset:
         raise ValueError(f"{where}: the environment variable in {path!r} is not set: {unset[0]}")
-    if not text or "\0" in text:
+    if not text or re.search(_UNPRINTABLE, text):
         raise ValueError(f"{where}: {path!r} is not a path")
     try:
         return Path(text).expanduser()

@@ -45,10 +45,10 @@ class ClassDataset:
 
     def fingerprint(self) -> str:
         """A hash over the name and the class of every image; files are not opened, for there may be a million."""
-        digest = hashlib.sha256("\n".join(self.classes).encode())
+        digest = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
         for split in (self.train, self.val):
             for s in split:
-                digest.update(f"{self.classes[s.pid]}/{s.path.name}\n".encode())
+                digest.update(f"{self.classes[s.pid]}/{s.path.name}\n".encode("utf-8", "surrogateescape"))
             digest.update(b"--\n")
         return digest.hexdigest()
 

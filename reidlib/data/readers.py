@@ -71,7 +71,8 @@ def find_root(root: Path, layouts: dict[str, tuple[str, ...]], name: str, where:
 
 def some(items: Sequence[object]) -> str:
     """The first three of `items`, and how many more there are."""
-    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+    names = (str(item) if str(item).isprintable() else repr(item) for item in items[:3])
+    return ", ".join(names) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def image_files(folder: Path) -> list[str]:

@@ -122,7 +122,9 @@ class ReIDDataset:
         digest = hashlib.sha256()
         for split in self.splits.values():
             for s in split:
-                digest.update(f"{self.relative(s)}|{s.pid}|{s.camid}|{marks[s.path]}\n".encode())
+                digest.update(
+                    f"{self.relative(s)}|{s.pid}|{s.camid}|{marks[s.path]}\n".encode("utf-8", "surrogateescape")
+                )
             digest.update(b"--\n")
         return digest.hexdigest()
 
