@@ -58,6 +58,9 @@ def test_nearest_data_paths_file_wins(tmp_path: Path, monkeypatch: pytest.Monkey
         ("market1501: $REID_NOT_SET/x\n", r"line 1: the environment variable in '\$REID_NOT_SET/x' is not set"),
         ("market1501:\n", "line 1: '' is not a path"),
         ('market1501: "a\\0b"\n', "is not a path"),
+        ('market1501: "a\\nb"\n', "is not a path"),
+        ('{"market1501": "\\ud800"}', "is not a path"),
+        ('"market1501\\n": x\n', "cannot be a name"),
         (b"market1501: /d\xe9p\xf4t\n", "is not UTF-8 text: save it as UTF-8"),
     ],
 )
@@ -260,6 +263,20 @@ def test_what_macos_leaves_is_not_an_image(market: Path) -> None:
     shutil.copytree(market, market.parent / "unpacked" / "inner")
     shutil.copytree(market, market.parent / "unpacked" / "__MACOSX")
     assert read_market1501("m", market.parent / "unpacked", "here").root.name == "inner"
+
+
+def test_file_names_of_any_bytes_are_names(market: Path) -> None:
+    """Old archives hold names that are not UTF-8, and some a line break."""
+    (market / "query" / os.fsdecode(b"0003_c1s1_000001_00_caf\xe9\n.jpg")).write_bytes(b"")
+    data = read_market1501("m", market, "here")
+    assert len(data.query) == 3
+    assert data.fingerprint() != data.fingerprint(files=False)
+    (sentence,) = unreadable_images(data.query)
+    assert sentence.encode()
+    assert "caf\\udce9\\n.jpg': the file is empty" in sentence
+    (market / "query" / os.fsdecode(b"\xe9\n.jpg")).touch()
+    with pytest.raises(ValueError, match=r"not of the form 0002_c1s1_000451_03.jpg: '\\udce9\\n.jpg'$"):
+        read_market1501("m", market, "here")
 
 
 @pytest.mark.parametrize("pid", ["9" * 10, "1" * 30, "9" * 5000])

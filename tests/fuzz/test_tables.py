@@ -147,6 +147,10 @@ def test_what_a_spreadsheet_writes_is_read(
         assert got == [(row[0], row[1].strip(), row[2].strip()) for row in rows if row[3] == split]
 
 
+def file_name(raw: bytes) -> str:
+    return os.fsdecode(raw.translate(None, b"/\0") + b".jpg")
+
+
 def _is_utf8(content: bytes) -> bool:
     try:
         content.decode("utf-8")
@@ -216,8 +220,8 @@ def test_any_name_of_a_dataset(name: str) -> None:
     st.lists(
         st.one_of(
             st.tuples(st.integers(-2, 10**12), st.integers(-1, 10**12)).map("{0[0]}_c{0[1]}s1_000001_01.jpg".format),
-            st.binary(max_size=30).map(lambda raw: os.fsdecode(raw.translate(None, b"/\0") + b".jpg")),
-            st.binary(max_size=9).map(lambda raw: os.fsdecode(b"1_c1s1_000001_01" + raw.translate(None, b"/\0") + b".jpg")),
+            st.binary(max_size=30).map(file_name),
+            st.binary(max_size=9).map(lambda raw: file_name(b"1_c1s1_000001_01" + raw)),
         ),
         min_size=1,
         max_size=6,
