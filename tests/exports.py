@@ -28,7 +28,7 @@ def export(
     seed: int = 0,
     image_size: tuple[int, int] = (128, 64),
 ) -> Path:
-    """Draw a data set into the new folder `root`, whole or not at all; returns what data_paths.yaml should say.
+    """Draw a dataset into the new folder `root`, whole or not at all; returns what data_paths.yaml should say.
 
     Raises ValueError for an unknown layout or size.
     """
@@ -38,7 +38,7 @@ def export(
         raise unknown_name("synthetic size", size, SIZES)
     studio = Studio(setting, seed)
     with whole_folder(root) as part:
-        LAYOUTS[layout](part, list(studio.shots(SIZES[size])), lambda shot: studio.picture(shot, image_size))
+        LAYOUTS[layout](part, list(studio.shots(SIZES[size])), lambda shot: studio.draw(shot, image_size))
     return Path(root) / "list.csv" if layout == "csv" else Path(root)
 
 

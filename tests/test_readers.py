@@ -32,9 +32,9 @@ LINES = {"market1501": "market1501-500k", "dukemtmcreid": "dukemtmcreid", "msmt1
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     """One export of each layout, by its name."""
-    root, once = tmp_path_factory.mktemp("exports"), cache(partial(Studio.picture, Studio()))
+    root, once = tmp_path_factory.mktemp("exports"), cache(partial(Studio.draw, Studio()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Studio, "picture", lambda self, shot, size: once(shot, size))
+        patch.setattr(Studio, "draw", lambda self, shot, size: once(shot, size))
         return {layout: export(root / layout / "data", layout, image_size=(32, 16)) for layout in LAYOUTS}
 
 
@@ -136,7 +136,7 @@ def test_cuhk_with_767_700(paths_file, boxes):
     number, views = cuhk_people()[data_pid := 2]
     first = next(s for s in data.train if s.pid == number)
     with Image.open(first.path) as image:  # pixels survive MATLAB's order of dimensions
-        assert np.array_equal(np.asarray(image), np.asarray(Studio().picture(views[0][0], (32, 16)))), data_pid
+        assert np.array_equal(np.asarray(image), np.asarray(Studio().draw(views[0][0], (32, 16)))), data_pid
 
 
 def test_cuhk_20_splits(paths_file):

@@ -12,10 +12,11 @@ promises never to change), so that the same numbers give the same pixels on any 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-CANVAS = (512, 256)  # height, width; every picture is drawn at this size and then reduced
+CANVAS = (512, 256)  # height, width; every image is drawn at this size and then reduced
 RGB = tuple[int, int, int]
 Disc = tuple[int, int, int]  # x, y, radius in canvas pixels
 
@@ -32,20 +33,21 @@ class Dice:
     def __init__(self, *key: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))
 
-    def below(self, n: int) -> int:
+    def roll(self, n: int) -> int:
+        """A whole number from 0 to n - 1."""
         return (self._bits.random_raw() >> 11) % n
 
     def between(self, low: int, high: int) -> int:
         """A whole number from `low` to `high`, both included."""
-        return low + self.below(high - low + 1)
+        return low + self.roll(high - low + 1)
 
     def chance(self, percent: int) -> bool:
-        return self.below(100) < percent
+        return self.roll(100) < percent
 
     def pick(self, words: str) -> str:
         """One of the words; "black*4 white" gives black four times as often as white."""
         options = [(name, int(times or 1)) for name, _, times in (word.partition("*") for word in words.split())]
-        roll = self.below(sum(times for _, times in options))
+        roll = self.roll(sum(times for _, times in options))
         return next(name for k, (name, _) in enumerate(options) if roll < sum(times for _, times in options[: k + 1]))
 
     def bytes(self, *shape: int) -> np.ndarray:
@@ -55,7 +57,7 @@ class Dice:
 
 
 class Sprite:
-    """A picture of palette indices, uint8 (height, width), 0 where it is transparent.
+    """An image of palette indices, uint8 (height, width), 0 where it is transparent.
 
     A material is an index m, a multiple of 4: m + 1 is its second colour, m + 2 and m + 3 both in the shade.
     """
@@ -145,8 +147,7 @@ HAIRS: dict[str, RGB] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Person:
+class Person(NamedTuple):
     """Everything that lasts: lengths in thousandths of the stature, `stature`, `build` and `hips` in percent."""
 
     stature: int
@@ -191,7 +192,7 @@ def random_person(dice: Dice, wardrobe: Mapping[str, str]) -> Person:
         stature=dice.between(90, 106),
         build=dice.between(80, 118),
         hips=dice.between(62, 96),
-        skin=SKINS[dice.below(len(SKINS))],
+        skin=SKINS[dice.roll(len(SKINS))],
         hair=dice.pick("short*6 long*3 bob*3 tail*2 bun afro bald"),
         hair_colour=HAIRS[dice.pick("black*4 dark*4 brown*3 blond*3 red grey")],
         glasses=dice.chance(20),
@@ -200,7 +201,7 @@ def random_person(dice: Dice, wardrobe: Mapping[str, str]) -> Person:
         second_colour=second,
         pattern=dice.pick(wardrobe["pattern"]),
         period=dice.between(26, 54),
-        print_shape=dice.below(4),
+        print_shape=dice.roll(4),
         inner_colour=colour("white*4 black*3 grey*3 red sky yellow green"),
         lower=dice.pick(wardrobe["lower"]),
         lower_colour=colour(wardrobe["lower_colour"]),
@@ -210,7 +211,7 @@ def random_person(dice: Dice, wardrobe: Mapping[str, str]) -> Person:
         shoe_colour=colour(wardrobe["shoe_colour"]),
         bag=dice.pick(wardrobe["bag"]),
         bag_colour=colour("black*4 brown*2 grey*2 red navy tan green pink orange"),
-        bag_side=2 * dice.below(2) - 1,
+        bag_side=2 * dice.roll(2) - 1,
         hat=dice.pick(wardrobe["hat"]),
         hat_colour=colour("black*4 grey*2 red navy white beige yellow green"),
     )

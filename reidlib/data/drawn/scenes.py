@@ -22,7 +22,7 @@ def draw_scene(kind: str, dice: Dice) -> np.ndarray:
     sprite = Sprite(height, width)
     box, hull = sprite.box, sprite.hull
     line = dice.between(300, 380)  # where the ground begins
-    start = dice.below(120)
+    start = dice.roll(120)
 
     def paint(*base: int) -> int:
         return sprite.material(tuple(max(min(c + dice.between(-14, 14), 255), 0) for c in base), shade=82)
@@ -43,7 +43,7 @@ def draw_scene(kind: str, dice: Dice) -> np.ndarray:
         for x in range(start, width, 170):
             for y in (-60, 110):
                 box(x, y, 84, 120, light)
-                box(x + 8, y + 8, 68, 104, dark + 2 * dice.below(2))
+                box(x + 8, y + 8, 68, 104, dark + 2 * dice.roll(2))
         box(0, line, width, 40, light + 2)
         box(0, line + 40, width, 8, light)
         for x in range(start, width, 330):
@@ -56,7 +56,7 @@ def draw_scene(kind: str, dice: Dice) -> np.ndarray:
     elif kind in ("park", "snow"):
         leaves = paint(64, 112, 60) if kind == "park" else paint(88, 106, 112)
         for x in range(-20, width, 60):
-            hull([(x, line - dice.between(0, 60), dice.between(30, 70))], leaves + 2 * dice.below(2))
+            hull([(x, line - dice.between(0, 60), dice.between(30, 70))], leaves + 2 * dice.roll(2))
         box(0, line, width, height, ground)
         for x in range(start, width, 230):
             base = line + dice.between(0, 70)
@@ -67,7 +67,7 @@ def draw_scene(kind: str, dice: Dice) -> np.ndarray:
                 else:  # a fir
                     crown = [(x, base - 120 - 80 * k, 3), (x - 92 + 14 * k, base - 34 - 70 * k, 6),
                              (x + 92 - 14 * k, base - 34 - 70 * k, 6)]  # fmt: skip
-                hull(crown, leaves + 2 * dice.below(2))
+                hull(crown, leaves + 2 * dice.roll(2))
         hull([(0, line + 120, 30), (width, line + 170, 40)], paint(204, 190, 160))
     elif kind == "brick":
         for k, y in enumerate(range(0, line, 26)):
@@ -84,7 +84,7 @@ def draw_scene(kind: str, dice: Dice) -> np.ndarray:
             box(x, 60, 220, line - 90, lit)
             for _ in range(9):
                 box(x + dice.between(8, 170), dice.between(90, line - 90), dice.between(18, 42),
-                    dice.between(24, 60), goods[dice.below(12)])  # fmt: skip
+                    dice.between(24, 60), goods[dice.roll(12)])  # fmt: skip
             box(x + 106, 60, 8, line - 90, dark)
         for x in range(0, width, 72):
             box(x, 0, 36, 70, cloth)
@@ -148,7 +148,7 @@ def draw_obstacle(sprite: Sprite, dice: Dice) -> None:
     elif kind == "bush":
         leaf = sprite.material((58, 96, 48))
         for k in range(9):
-            sprite.hull([(x - 100 + 25 * k, dice.between(440, 500), dice.between(24, 50))], leaf + 2 * dice.below(2))
+            sprite.hull([(x - 100 + 25 * k, dice.between(440, 500), dice.between(24, 50))], leaf + 2 * dice.roll(2))
     else:
         metal = sprite.material((150, 152, 158))
         for k in range(-6, 7):
