@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--threads 2] [--steps 8] [--device cpu] [--models NAME,...]
 
-Plain: float32, channels first, Pillow and torchvision's transforms picture by picture in torch's default loader,
-normalised on the CPU, the loss read at each step. The workbook: the loop of `reidlib.fit` on the packed set. The same
-model, pictures, batch, loss and optimizer; the two take turns, the better of two epochs each. Writes training.md.
+Plain: float32, channels first, Pillow and torchvision's transforms image by image in torch's default loader, normalised
+on the CPU, the loss read at each step. The workbook: the loop of `reidlib.fit` on the packed dataset. The same model,
+images, batch, loss and optimizer; the two take turns, the better of two epochs each. Writes training.md.
 """
 
 import argparse
@@ -69,7 +69,7 @@ class Plain:
 
 
 class Workbook:
-    """The loop of `reidlib.fit`, watched from outside."""
+    """The loop of `reidlib.fit`, timed from outside."""
 
     def __init__(self, model: nn.Module, data: reidlib.ReIDDataset, device: torch.device, folder: Path) -> None:
         setup = Setup(cpu=device.type == "cpu")
@@ -81,8 +81,9 @@ class Workbook:
         criterion = Criterion(RECIPE, model).to(accelerator.device)
         augment, run = build_augmentation(RECIPE.augment), Run(folder)
         optimizer = build_optimizer(model, RECIPE)
-        self.epochs = loop._Epochs(model, loader, criterion, optimizer, augment, RECIPE, setup, accelerator, None, run)
-        self.at, self.images = 1, len(loader) * RECIPE.people * RECIPE.images
+        parts = {"model": model, "loader": loader, "criterion": criterion, "optimizer": optimizer, "augment": augment}
+        self.trainer = loop.Trainer(**parts, recipe=RECIPE, setup=setup, accelerator=accelerator, average=None, run=run)
+        self.last_epoch, self.images = 1, len(loader) * RECIPE.people * RECIPE.images
 
     def epoch(self, watch: "Watch") -> int:
         def timed(phase: str, function: Callable) -> Callable:
@@ -92,12 +93,12 @@ class Workbook:
 
             return call
 
-        epochs, spent = copy.copy(self.epochs), watch.spent
-        epochs._images, epochs._loss = timed("forward", epochs._images), timed("forward", epochs._loss)
-        epochs._update = timed("step", epochs._update)
-        self.at += 1  # the first epoch of a run also looks for what cannot be repeated
+        trainer, spent = copy.copy(self.trainer), watch.spent
+        trainer.prepare, trainer.forward = timed("forward", trainer.prepare), timed("forward", trainer.forward)
+        trainer.update = timed("step", trainer.update)
+        self.last_epoch += 1  # the first epoch of a run also looks for operations that are not deterministic
         start = time.perf_counter()
-        row = epochs(self.at)
+        row = trainer.train_epoch(self.last_epoch)
         spent["loading"] = row["loading"] * row["seconds"]
         spent["backward"] = time.perf_counter() - start - spent["loading"] - spent["forward"] - spent["step"]
         return self.images
@@ -169,7 +170,7 @@ def main() -> None:
     data = reidlib.load_dataset("synthetic-small", image_size=SIZE)
     count = args.steps * RECIPE.people * RECIPE.images
     if count > len(data.train):
-        parser.error(f"{len(data.train)} pictures make at most {len(data.train) // 32} steps")
+        parser.error(f"{len(data.train)} images make at most {len(data.train) // 32} steps")
     data = replace(data, train=data.train[:: len(data.train) // count][:count])
     pack(data, SIZE)
     rate = matrix_rate(device)

@@ -136,7 +136,7 @@ class RunFolder:
         return self
 
     def _is_empty(self) -> bool:
-        return self.path.is_dir() and not any(path.name != ".lock" for path in self.path.iterdir())
+        return self.path.is_dir() and not any(path.name[0] != "." for path in self.path.iterdir())
 
     def _own(self, folder: Path) -> list[Path]:
         """The files and folders in `folder` that a run writes."""

@@ -31,6 +31,10 @@ class Training:
     def touch(self, name: str) -> None:
         os.utime(self.run.path / name, (self.now, self.now))
 
+    def state(self, state: str, **about: object) -> None:
+        self.run.write_state(state, **about)
+        self.touch("run.json")
+
     def watch(self, ahead: float = 0.0, **settings: float) -> Watch:
         """A watcher whose computer's clock is `ahead` of the disk's."""
         return Watch(self.run, clock=lambda: self.now + ahead, **settings)
@@ -176,12 +180,60 @@ def test_the_end_is_said_for_all_epochs_and_for_fewer() -> None:
     assert far.watch().look().words == "ended with epoch 2 of 2, 11 d 13 h ago"
 
 
-def fail(far: Training, message: str) -> None:
+def test_a_run_that_is_tested_while_it_trains_has_not_ended() -> None:
+    far = Training()
+    far.state("training")
+    far.write(line(0), line(1))
+    far.now += 5
+    far.run.add_result("toy", {"mAP": 0.5})
+    far.touch("result.json")
+    assert far.watch().look().state == "training"
+    far.now += 3 * 100 + 60
+    assert far.watch().look().state == "quiet"  # as after a kill, which leaves the state as it is
+    far.state("ended", epoch=1)
+    assert far.watch().look().state == "ended"
+
+
+def test_a_notebook_that_fails_after_training_does_not_make_the_run_a_failure() -> None:
+    far = Training()
+    for state, name, found in (
+        ("ended", "ranklist", "ended"),
+        ("ended", "train", "ended"),
+        ("training", "ranklist", "training"),
+        ("training", "train", "failed"),  # its kernel was killed, or it would have written "failed"
+    ):
+        far.state(state)
+        far.write(line(0), line(1))
+        far.now += 1
+        fail(far, "no such query", name)
+        assert far.watch().look().state == found, (state, name)
+        (far.run.path / "notebooks" / f"{name}.failed.ipynb").unlink()
+    fail(far, "the kernel died", "train")
+    far.now += 1
+    far.state("training")  # it was resumed
+    assert far.watch().look().state == "training"
+
+
+def test_a_training_that_failed_says_why() -> None:
+    far = Training()
+    far.state("failed", error="ValueError: a batch of 9 people needs 9 different people")
+    words = "failed before the first epoch: ValueError: a batch of 9 people needs 9 different people"
+    assert far.watch().look().words == words
+    far.write(line(0), line(1))
+    far.state("failed", error="interrupted")
+    far.now += 1e6
+    assert far.watch().look().words == "failed after epoch 1 of 10: interrupted"
+    far.state("training")
+    (far.run.path / "run.json").write_text('{"state": "fai')
+    assert far.watch().look().state == "quiet"
+
+
+def fail(far: Training, message: str, name: str = "train") -> None:
     cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("error", ename="OSError", evalue=message)])
     folder = far.run.path / "notebooks"
     folder.mkdir(exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "train.failed.ipynb")
-    far.touch("notebooks/train.failed.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / f"{name}.failed.ipynb")
+    far.touch(f"notebooks/{name}.failed.ipynb")
 
 
 def test_a_failure_is_said_in_its_own_words_until_it_is_mended() -> None:
@@ -201,7 +253,7 @@ def test_a_batch_that_gave_no_number_is_a_failure() -> None:
     far.now += 1
     far.run.write_json("bad_batch.json", {})
     far.touch("bad_batch.json")
-    assert far.watch().look().words.endswith("a loss or gradient was no number, see bad_batch.json")
+    assert far.watch().look().words.endswith("the loss or a gradient became NaN or infinite, see bad_batch.json")
     far.now += 1
     far.write(line(2))
     assert far.watch().look().state == "training"

@@ -18,7 +18,7 @@ from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
 from torch import nn
 
 from reidlib.data.loaders import train_loader
-from reidlib.training import Setup, fit, loop, record
+from reidlib.training import Setup, diagnose, fit, loop, record
 from reidlib.workbook.batch import _keep
 from reidlib.workbook.runs import Run
 
@@ -91,7 +91,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(tiny) -> None:
     for name in ("last.pt", *(f"epoch-{epoch:04}.pt" for epoch in (10, 20, 30, 40))):
         a, b = (torch.load(run.path / name, weights_only=True) for run in (one, two))
         assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
-        assert all(torch.equal(v, b["average"]["model"][k]) for k, v in a["average"]["model"].items())
+        assert all(torch.equal(v, b["average"][k]) for k, v in a["average"].items())
 
 
 def batch_of(data, epoch: int, step: int):
@@ -107,8 +107,8 @@ def test_a_loss_that_is_no_number_names_the_layer_and_keeps_the_batch(tiny) -> N
     before: list[torch.Tensor] = []
     with pytest.raises(FloatingPointError) as caught:
         fit(model, tiny, run, PLAIN, on_epoch=lambda h: before.append(weights(model).clone()))
-    said = "batch 6 of epoch 2: the loss is nan, first from the layer network.stem; lower the learning rate (lr=0.05)"
-    assert str(caught.value).startswith(said)
+    sentence = "batch 6 of epoch 2: the loss is nan, first in the output of layer network.stem; lower the learning rate"
+    assert str(caught.value).startswith(f"{sentence} (lr=0.05)")
     assert "\n" not in str(caught.value)
     images, about = record.bad_batch(run)
     assert torch.equal(images, batch.images)
@@ -132,9 +132,10 @@ class Kink(nn.Module):
 def test_a_gradient_that_is_no_number_is_told_from_a_loss(tiny) -> None:
     model, run = small(tiny), Run.create("kink", {})
     model.network.scale = nn.Sequential(model.network.scale, Kink())
-    with pytest.raises(FloatingPointError, match=r"first that of network\.scale\.0\.bias, 4 in all") as caught:
+    with pytest.raises(FloatingPointError, match=r"starting at network\.scale\.0\.bias; lower") as caught:
         fit(model, tiny, run, PLAIN)
-    assert str(caught.value).startswith("batch 1 of epoch 1: the loss is a number, its gradient is not: first")
+    sentence = "batch 1 of epoch 1: the loss is finite, but 4 gradients are NaN or infinite, starting at"
+    assert str(caught.value).startswith(sentence)
     assert torch.equal(record.bad_batch(run)[0], batch_of(tiny, 1, 0).images)
     assert not (run.path / "last.pt").exists()
 
@@ -202,7 +203,7 @@ def test_a_picture_that_breaks_in_the_middle_of_a_run(tiny, tmp_path: Path, unca
 
 
 def test_a_loader_process_that_is_killed(tiny, uncached, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = loop._Epochs._update
+    update = loop.Trainer.update
 
     def kill(self):
         for child in multiprocessing.active_children():
@@ -212,7 +213,7 @@ def test_a_loader_process_that_is_killed(tiny, uncached, monkeypatch: pytest.Mon
     run = Run.create("workers", {})
     fit(small(tiny), tiny, run, replace(PLAIN, epochs=1))
     before = (run.path / "last.pt").read_bytes()
-    monkeypatch.setattr(loop._Epochs, "_update", kill)
+    monkeypatch.setattr(loop.Trainer, "update", kill)
     run = Run.create("killed-worker", {})
     with pytest.raises(RuntimeError, match=r"^a loader process was killed \(is the memory full\?\): lower `workers`$"):
         fit(small(tiny), tiny, run, PLAIN, Setup(workers=2))
@@ -295,14 +296,184 @@ def test_tensorboard_shows_what_the_metrics_say(tiny) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = Run.create("board", {})
-    fit(small(tiny), tiny, run, replace(PLAIN, epochs=1), Setup(tensorboard=True))
-    history = fit(small(tiny), tiny, Run.create("board", {}, resume="restart"), PLAIN, Setup(tensorboard=True))
-    board = EventAccumulator(str(run.path / "tensorboard"))
+    run, setup = Run.create("board", {}), Setup(trackers="tensorboard")
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=1), setup)
+    run = Run.create("board", {}, resume="restart")
+    with pytest.raises(ZeroDivisionError):
+        fit(small(tiny), tiny, run, PLAIN, setup, on_epoch=lambda history: 1 / 0)
+    history = fit(small(tiny), tiny, run, PLAIN, setup)
+    board = EventAccumulator(str(run.path / "trackers" / record.PROJECT))
     board.Reload()
     for name in ("loss", "mAP", "lr", "gradient_norm"):
         shown = [(event.step, event.value) for event in board.Scalars(name)]
         assert shown == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in history if name in row]
+
+
+def test_a_tracker_gets_each_epoch_once(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import tracking
+
+    calls: list[tuple] = []
+
+    class Double(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "double", True, None
+
+        def __init__(self, run_name: str, logging_dir: str) -> None:
+            super().__init__()
+            calls.append(("init", run_name, logging_dir))
+
+        def store_init_configuration(self, values: dict) -> None:
+            calls.append(("settings", values["lr"], values["augment"]))
+
+        def log(self, values: dict, step: int | None = None) -> None:
+            if step == 2 and not lost:
+                lost.append(step)
+                raise ConnectionError("the tracker is gone")
+            calls.append(("log", step, values))
+
+        def finish(self) -> None:
+            calls.append(("finish",))
+
+    lost: list[int] = []
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "double", Double)
+    run, recipe, setup = Run.create("tracked", {}), replace(PLAIN, epochs=3), Setup(trackers=" double,")
+    with pytest.raises(ZeroDivisionError):
+        fit(small(tiny), tiny, run, recipe, setup, on_epoch=lambda history: 1 / 0)
+    with pytest.raises(ConnectionError):  # after the checkpoint of epoch 2
+        fit(small(tiny), tiny, run, recipe, setup)
+    history = fit(small(tiny), tiny, run, recipe, setup)
+    fit(small(tiny), tiny, run, recipe, setup)  # nothing is left to do
+    logged = [call[1:] for call in calls if call[0] == "log"]
+    assert [step for step, _ in logged] == [0, 1, 2, 3]
+    assert [values for _, values in logged] == [{k: v for k, v in row.items() if k != "epoch"} for row in history]
+    begun = ("init", record.PROJECT, str(run.path / "trackers"))
+    assert [call for call in calls if call[0] != "log"] == [
+        begun, ("settings", 0.05, "[]"), ("finish",), begun, ("finish",), begun, ("finish",), begun, ("finish",),
+    ]  # fmt: skip
+
+
+def test_a_tracker_that_is_not_there_is_one_sentence(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import tracking
+
+    run = Run.create("untracked", {})
+    with pytest.raises(ValueError, match="unknown tracker 'tensorbord': did you mean 'tensorboard'"):
+        fit(small(tiny), tiny, run, PLAIN, Setup(trackers="tensorbord"))
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(ValueError, match="tracker wandb is not installed: install the package wandb, or change `track"):
+        fit(small(tiny), tiny, run, PLAIN, Setup(trackers="wandb"))
+    assert not run.path.exists()
+
+
+def test_the_training_writes_its_state(tiny) -> None:
+    run, seen = Run.create("states", {}), []
+    fit(small(tiny), tiny, run, PLAIN, on_epoch=lambda history: seen.append(run.state["state"]))
+    assert seen == ["training"] * 2
+    ended = run.state
+    assert (ended["state"], ended["epoch"]) == ("ended", 2)
+    assert "stopped" not in ended
+    fit(small(tiny), tiny, run, PLAIN)
+    with pytest.raises(ValueError, match="other settings"):
+        fit(small(tiny), tiny, run, replace(PLAIN, lr=1))
+    assert run.state == ended  # neither loading a finished run nor a refusal changes it
+
+    def interrupt(history) -> None:
+        raise KeyboardInterrupt
+
+    run = Run.create("interrupted", {})
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(tiny), tiny, run, PLAIN, on_epoch=interrupt)
+    assert (run.state["state"], run.state["error"]) == ("failed", "interrupted")
+    model = small(tiny)
+    model.network.scale = nn.Sequential(model.network.scale, Kink())
+    run = Run.create("failed", {})
+    with pytest.raises(FloatingPointError) as caught:
+        fit(model, tiny, run, PLAIN)
+    assert run.state["state"] == "failed"
+    assert run.state["error"] == f"FloatingPointError: {caught.value}"
+    run = Run.create("patient", {})
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=40, patience=1))
+    assert run.state["stopped"] == run.metrics[-1]["stopped"]
+    assert run.state["epoch"] < 40
+
+
+def edit_stamp(run: Run, **changes) -> None:
+    path = run.path / "last.pt"
+    state = torch.load(path, weights_only=True)
+    state["stamp"] |= changes
+    state["stamp"] = {key: value for key, value in state["stamp"].items() if value is not None}
+    torch.save(state, path)
+
+
+def stopped_after_one(tiny, name: str, recipe=PLAIN) -> Run:
+    run = Run.create(name, {})
+    with pytest.raises(ZeroDivisionError):
+        fit(small(tiny), tiny, run, recipe, on_epoch=lambda history: 1 / 0)
+    return run
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_resumed(tiny) -> None:
+    whole, rest = small(tiny), small(tiny)
+    fit(whole, tiny, Run.create("whole", {}), PLAIN)
+    run = stopped_after_one(tiny, "older")
+    edit_stamp(run, clip=None, losses=None, sync_bn=None)
+    with pytest.raises(ValueError, match=r"other settings \(clip 0\.0 → 0\.5\): choose another `run`"):
+        fit(rest, tiny, run, replace(PLAIN, clip=0.5))
+    fit(rest, tiny, run, PLAIN)
+    assert torch.equal(weights(whole), weights(rest))
+
+    run = stopped_after_one(tiny, "newer")
+    edit_stamp(run, gravity=9.81)
+    with pytest.raises(
+        ValueError, match=r"settings that this version does not know \(gravity=9\.81\): use the version"
+    ):
+        fit(rest, tiny, run, PLAIN)
+
+
+def test_what_a_resumed_run_may_change(tiny) -> None:
+    recipe, whole, rest = replace(PLAIN, epochs=4), small(tiny), small(tiny)
+    fit(whole, tiny, Run.create("whole", {}), recipe)
+    run = stopped_after_one(tiny, "changed", recipe)
+    changed, setup = replace(recipe, eval_every=2, patience=9), Setup(workers=1, keep_every=2, trackers="tensorboard")
+    history = fit(rest, tiny, run, changed, setup)
+    assert [row["epoch"] for row in history if "mAP" in row] == [0, 1, 2, 4]
+    assert (run.path / "epoch-0004.pt").exists()
+    last = [torch.load(Run.folder(name) / "last.pt", weights_only=True)["model"] for name in ("whole", "changed")]
+    assert all(torch.equal(value, last[1][key]) for key, value in last[0].items())
+    with pytest.raises(ValueError, match=r"other settings \(epochs 4 → 5; lr 0\.05 → 0\.1\): choose another `run`"):
+        fit(rest, tiny, run, replace(recipe, epochs=5, lr=0.1))
+
+
+def test_more_patience_resumes_a_run_that_stopped(tiny) -> None:
+    recipe, run = replace(PLAIN, epochs=40, patience=1), Run.create("stopped", {})
+    stopped = fit(small(tiny), tiny, run, recipe)
+    assert "stopped" in stopped[-1]
+    resumed = fit(small(tiny), tiny, run, replace(recipe, patience=3))
+    assert len(resumed) > len(stopped)
+    assert "stopped" not in resumed[len(stopped) - 1]
+
+
+def test_averaged_weights_of_an_older_checkpoint_are_resumed(tiny) -> None:
+    recipe, whole, rest = replace(PLAIN, ema=0.9), small(tiny), small(tiny)
+    fit(whole, tiny, Run.create("whole", {}), recipe)
+    run = stopped_after_one(tiny, "older", recipe)
+    state = torch.load(run.path / "last.pt", weights_only=True)
+    average = state["average"]
+    state["average"] = {"steps": int(average.pop("n_averaged"))}
+    state["average"]["model"] = {name.removeprefix("module."): value for name, value in average.items()}
+    torch.save(state, run.path / "last.pt")
+    fit(rest, tiny, run, recipe)
+    assert torch.equal(weights(whole), weights(rest))
+
+
+def test_checkpoints_are_kept_on_a_disk_without_links(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*paths) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    run = Run.create("kept", {})
+    fit(small(tiny), tiny, run, replace(PLAIN, epochs=3), Setup(keep_every=2))
+    assert len(torch.load(run.path / "epoch-0002.pt", weights_only=True)["history"]) == 3
+    assert len(torch.load(run.path / "last.pt", weights_only=True)["history"]) == 4
+    assert not list(run.path.glob(".*part*"))
 
 
 def test_a_missing_compiler_is_one_sentence(tiny, tmp_path: Path) -> None:
@@ -336,7 +507,7 @@ def test_what_may_differ_from_run_to_run_is_written_down(tiny) -> None:
     run = Run.create("named", {"seed": 0})
     fit(small(tiny), tiny, run, replace(PLAIN, epochs=1))
     assert run.read_json("environment.json")["not_deterministic"] == []  # on a CPU
-    with loop._unrepeatable(run):
+    with diagnose.note_nondeterministic(run):
         torch.zeros(4).put_(torch.tensor([1]), torch.tensor([1.0]))
     assert run.read_json("environment.json")["not_deterministic"] == ["put_"]
     assert json.loads((run.path / "environment.json").read_text())["seed"] == 0

@@ -10,14 +10,15 @@ import argparse
 import json
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from reidlib.training.distributed import rank_and_world, stop_with_parent
 from reidlib.training.job import Job
-from reidlib.training.processes import WATCHED, place
 
 
 def read_job(path: Path) -> Job:
@@ -38,7 +39,7 @@ def read_job(path: Path) -> Job:
         raise ValueError(f"it holds a {type(params).__name__}, not an object of parameters")
     folder = path.resolve().parent
     more: dict[str, Any] = {"run": str(folder)} if (folder / "environment.json").is_file() else {}
-    if place()[0] or more:  # only the first process begins the run; another might find it begun already
+    if rank_and_world()[0] or more:  # only the first process begins the run; another might find it begun already
         more["resume"] = "auto"
     return Job.from_params(params, **more)
 
@@ -55,17 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reidlib.training", description=__doc__.split("\n")[0])
     parser.add_argument("params", type=Path, help="params.json of a run, or one like it")
     args = parser.parse_args(argv)
-    if WATCHED in os.environ:  # by a notebook: without it nobody would end this
-        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    stop_with_parent()
     try:
         job = read_job(args.params)
     except (OSError, ValueError) as error:
         print(f"error: {type(error).__name__}: {args.params}: {error}", file=sys.stderr)
         return 2
     try:
-        if place()[0] == 0:
+        if rank_and_world()[0] == 0:
             print(job.batch_line(), flush=True)
-        job.train(on_epoch=lambda history: print(json.dumps(history[-1]), flush=True))
+        record(job.train)(on_epoch=lambda history: print(json.dumps(history[-1]), flush=True))
     except Exception as error:
         if not isinstance(error, ValueError | OSError | FloatingPointError):
             traceback.print_exc()

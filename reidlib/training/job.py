@@ -20,11 +20,12 @@ from reidlib.models.zoo import canonical_name, declaration
 from reidlib.paths import slug
 from reidlib.run_folder import RESUME, RunFolder
 from reidlib.seeds import seeded
-from reidlib.training.loop import History, OnEpoch, Setup, batch_line, best_row
+from reidlib.training.distributed import rank_and_world, run_processes
+from reidlib.training.loop import History, OnEpoch, Setup, batch_line
 from reidlib.training.losses import named_losses
 from reidlib.training.plugins import keep_plugins, load_plugins
-from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import CLASS_RECIPES, RECIPES, Recipe
+from reidlib.training.record import best_row
 from reidlib.training.settings import check_limits, default_of, help_of, setting, type_name, typed
 from reidlib.training.tasks import fit, pretrain
 
@@ -170,7 +171,7 @@ class Job:
 
     def batch_line(self) -> str:
         """What one step of the optimizer sees, in one line."""
-        return batch_line(self.recipe, self.setup, max(place()[1], self.setup.num_processes))
+        return batch_line(self.recipe, self.setup, max(rank_and_world()[1], self.setup.num_processes))
 
     def train(self, on_epoch: OnEpoch | None = None) -> History:
         """Train into the run folder; the model ends with the best weights, and result.json holds their scores.
@@ -186,12 +187,12 @@ class Job:
         """
         check.stop_if_unsound(self.findings, skip_check=self.plan.skip_check)
         run, model = self.run, self.model
-        if self.setup.num_processes > 1 and place()[1] == 1:
-            history = run_processes(model, run, self.setup.num_processes, on_epoch)
+        if self.setup.num_processes > 1 and rank_and_world()[1] == 1:
+            history = run_processes(self.params, model, run, self.setup.num_processes, on_epoch)
         else:
             task = pretrain if self.plan.task == PRETRAIN else fit
             history = task(model, self.data, run, self.recipe, self.setup, on_epoch=on_epoch)
-        if place()[0] == 0:
+        if rank_and_world()[0] == 0:
             keep_plugins(self._plugins, run.path)
             best, first = best_row(history, self.score), history[0]
             scores = {name: value for name, value in best.items() if name in first and name not in _NO_SCORES}

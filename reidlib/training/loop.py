@@ -1,29 +1,26 @@
-"""The loop under every training: whole epochs, one code path for CPU, GPU and several processes, exact resume.
+"""The training loop: epochs and steps, the same for a CPU, a GPU and several processes, with exact resume.
 
 An epoch is a function of the weights, the optimizer and the seed: batches, augmentation and dropout are drawn from
-(seed, epoch, step), so that a run killed at any moment goes on from its last whole epoch to the same weights.
+(seed, epoch, step). A run that is killed at any moment therefore resumes from its last whole epoch and ends with the
+same weights.
 
 Several processes compute what one would with the batch of all: losses see the outputs of every process, gradients are
-averaged, the learning rate stays unless `scale_lr` is set. They differ in what is drawn for a picture (augmentation and
-dropout are each process's own) and, without `sync_bn`, in batch norms, which see the pictures of their process alone.
+averaged, and the learning rate stays as it is unless `scale_lr` is set. Two things differ: each process draws its own
+augmentation and dropout, and batch norms see the images of their process alone, unless `sync_bn` is set.
 
-What is trained on what is not known here: `fit` brings people and mAP, and whoever else calls `train` brings batches
-and an evaluation of its own.
+The loop does not know what is trained. The caller of `train` brings batches and an evaluation; see `tasks`. accelerate
+chooses the device, sets up the processes and holds the trackers; the steps themselves are plain torch.
 """
 
-import copy
 import json
 import math
-import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,49 +30,54 @@ from torch.utils.data import DataLoader
 
 from reidlib.data.loaders import Batch, loader_errors
 from reidlib.data.transforms import Augmentation, build_augmentation
-from reidlib.files import whole_file
 from reidlib.run_folder import RunFolder
 from reidlib.seeds import seeded, torch_generator_for
-from reidlib.training import record
+from reidlib.training import distributed, record
+from reidlib.training.diagnose import Diagnosis, TrainingBatch, note_nondeterministic
 from reidlib.training.losses import Criterion
-from reidlib.training.optim import begin_epoch, build_optimizer, set_rate
+from reidlib.training.optim import AveragedWeights, begin_epoch, build_optimizer, set_rate
 from reidlib.training.recipes import Recipe
+from reidlib.training.record import History
+from reidlib.training.settings import check_limits, setting
 
-History = list[dict[str, Any]]
 Evaluate = Callable[[nn.Module], dict[str, float]]
 OnEpoch = Callable[[History], None]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a run is carried out. What it computes is the recipe's, and the number of processes'."""
+    """How a training is carried out. What it computes is up to the recipe and the number of processes.
 
-    workers: int = 0  # loader processes, for sets too large to be kept in memory
-    cpu: bool = False  # stay on the CPU even where there is a GPU
-    num_processes: int = 1  # on this computer, each with a GPU of its own and a batch of people × images
-    scale_lr: bool = False  # multiply the learning rate by the number of processes
-    sync_bn: bool = False  # batch norms over the batches of all processes; on GPUs
-    bfloat16: bool | None = None  # compute in bfloat16, losses in float32; None: on GPUs that can
-    compile: bool = False  # torch.compile: a slow first step, then faster ones
-    keep_every: int = 0  # epochs between checkpoints that are kept beside the last and the best; 0: none
-    tensorboard: bool = False  # write the metrics for TensorBoard too
+    Raises:
+        ValueError: On building, for a value that makes no sense, naming it.
+    """
+
+    workers: int = setting(0, "loader processes, for datasets too large to be kept in memory")
+    cpu: bool = setting(False, "stay on the CPU even if there is a GPU")
+    num_processes: int = setting(1, "processes on this computer, each with a GPU and a batch of its own", least=1)
+    scale_lr: bool = setting(False, "multiply the learning rate by the number of processes")
+    sync_bn: bool = setting(False, "batch norms over the batches of all processes; on GPUs")
+    bfloat16: bool | None = setting(None, "compute in bfloat16, losses in float32; None: on GPUs that can")
+    compile: bool = setting(False, "torch.compile: a slow first step, then faster ones")
+    keep_every: int = setting(0, "epochs between checkpoints kept beside the last and the best; 0: none")
+    trackers: str = setting(
+        "", "comma-separated: tensorboard, wandb, mlflow, trackio, comet_ml …, as accelerate has them"
+    )
 
     def __post_init__(self) -> None:
-        for field, least in (("workers", 0), ("num_processes", 1), ("keep_every", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}")
-
-    @classmethod
-    def of(cls, values: Mapping[str, object]) -> "Setup":
-        """The set-up whose fields stand in `values` under their own names; other entries are ignored."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        check_limits(self)
 
 
 def begin(setup: Setup) -> Any:
-    """The processes and the device of a run, as an accelerate.Accelerator: asked for before the loaders are built.
+    """Set up the device and the processes of a run, before its loaders are built.
 
-    Its `process_index` and `num_processes` are the loaders' `rank` and `world`.
+    Returns:
+        An accelerate.Accelerator; its `process_index` and `num_processes` are the loaders' `rank` and `world`.
+
+    Raises:
+        ValueError: A tracker is unknown or not installed.
     """
+    record.tracker_names(setup.trackers)
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -85,9 +87,9 @@ def begin(setup: Setup) -> Any:
 
 
 def batch_line(recipe: Recipe, setup: Setup, processes: int | None = None) -> str:
-    """What one step of the optimizer sees, and how fast it goes."""
+    """Say in one line how many images a step of the optimizer sees, and at what learning rate."""
     processes = processes or setup.num_processes
-    factors = f"{recipe.people} × {recipe.images} pictures" + f" × {processes} processes" * (processes > 1)
+    factors = f"{recipe.people} × {recipe.images} images" + f" × {processes} processes" * (processes > 1)
     factors += f" × {recipe.accumulate} batches" * (recipe.accumulate > 1)
     lr = recipe.lr * (processes if setup.scale_lr else 1)
     scaled = f" ({recipe.lr:g} × {processes} processes)" if setup.scale_lr and processes > 1 else ""
@@ -109,24 +111,37 @@ def train(
     about: Mapping[str, Any],
     augment: Augmentation | None = None,
     on_epoch: OnEpoch | None = None,
+    progress: bool = False,
 ) -> History:
-    """Train `model` on `loader` by `recipe` into the folder of `run`; the model ends with the best weights.
+    """Train `model` into the folder of `run`. A run that was interrupted is resumed, a finished one is loaded.
 
-    `loader` gives Batches whose pids are class labels, and its `sampler.set_epoch(epoch)` decides their order.
-    `evaluate(model)` gives scores by name, is called on every process, every `recipe.eval_every` epochs and after the
-    last, and gives the same on each; the weights of the epoch with the highest `score` are kept, the earlier of equals.
-    `stamp` is what a checkpoint must agree on to be gone on with, beside model and recipe; `about` is for model.json.
-    `augment` is what is done to a batch on the device, by default `recipe.augment` alone.
+    Args:
+        model: Ends with the best weights.
+        loader: Gives Batches whose pids are class labels; its `sampler.set_epoch(epoch)` decides their order.
+        evaluate: `evaluate(model)` returns scores by name. It is called on every process, every `recipe.eval_every`
+            epochs and after the last, and must return the same on each.
+        run: The run folder. run.json says "training" from the first evaluation on, then "ended" or "failed".
+        recipe: Losses, optimizer, schedule and batch. With `patience` training may end early; the last row of the
+            history then says why under "stopped".
+        setup: How it is carried out. `scale_lr` multiplies the learning rate by the number of processes (Goyal et al.:
+            "Accurate, Large Minibatch SGD", 2017, arXiv 1706.02677).
+        accelerator: From `begin(setup)`.
+        score: The weights of the epoch with the highest of this score are kept, the earlier of equals.
+        stamp: Values that must match for a checkpoint to be resumed, beside model and recipe.
+        about: For model.json.
+        augment: What is done to a batch on the device; by default `recipe.augment` alone.
+        on_epoch: `on_epoch(history)` is called after each epoch, on the first process.
+        progress: Show a bar within each epoch, with images per second and the time left.
 
-    Returns one dict an epoch, as in metrics.jsonl; epoch 0 is the untrained network, with its scores alone. A run that
-    was interrupted goes on, a finished one is loaded. `on_epoch(history)` is called after each epoch. With
-    `recipe.patience` training may end early; then the last row says so under "stopped". `setup.scale_lr` multiplies the
-    rate by the number of processes (Goyal et al.: "Accurate, Large Minibatch SGD", 2017, arXiv 1706.02677).
+    Returns:
+        One dict per epoch, as in metrics.jsonl; epoch 0 is the untrained network, with its scores alone.
 
-    Raises ValueError where the run folder was made by another model, data set or recipe; FloatingPointError where loss
-    or gradient is no longer a number, after writing the batch to bad_batch.safetensors and bad_batch.json; OSError for
-    unreadable pictures, a full disk, and a run folder in which another process trains; RuntimeError for a loader
-    process that was killed. The last checkpoint stays whole.
+    Raises:
+        ValueError: The run folder was made with another model, dataset or recipe.
+        FloatingPointError: The loss or a gradient became NaN or infinite; the batch is in bad_batch.safetensors and
+            bad_batch.json.
+        OSError: An image cannot be read, the disk is full, or another process trains in this folder.
+        RuntimeError: A loader process was killed. In all cases the last checkpoint stays whole.
     """
     world, main = accelerator.num_processes, accelerator.is_main_process
     recipe = replace(recipe, lr=recipe.lr * world) if setup.scale_lr else recipe
@@ -134,117 +149,85 @@ def train(
         if accelerator.device.type != "cuda":
             raise ValueError("sync_bn needs GPUs, torch has it for nothing else: set sync_bn=False")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    augment = augment or build_augmentation(recipe.augment)
     criterion = Criterion(recipe, model)  # refuses what recipe and model cannot do together
-    # A run may go on in another number of processes where these see as many people a step.
     stamp = {"model": model.name, "input_size": model.input_size, **stamp, **asdict(recipe)}
+    # The number of processes may change where a step sees as many people as before.
     stamp |= {"people": recipe.people * world, "sync_bn": setup.sync_bn}
     stamp = json.loads(json.dumps(stamp))  # plain values, which compare after a round trip
-    with loader_errors(), run.lock() if main else nullcontext():
+    with run.lock() if main else nullcontext():
         if main:
             run.begin()
         accelerator.wait_for_everyone()
-        state = _load_checkpoint(run.path / "last.pt", stamp)
-        _agree(run, state)
+        checkpoint = record.load_checkpoint(run.path / "last.pt", stamp)
+        history: History = checkpoint["history"] if checkpoint else []
+        if world > 1:
+            distributed.check_same_epoch(run, len(history))
 
         # Channels last: convolutions are half as fast again, on CPUs and in bfloat16.
         model.to(accelerator.device, memory_format=torch.channels_last)
         criterion.to(accelerator.device)
         if world > 1:
-            for tensor in model.state_dict().values():
-                dist.broadcast(tensor, 0)
-        optimizer = build_optimizer(model, recipe)
-        average = Average(model, recipe.ema) if recipe.ema else None
-        kept = average.model if average else model  # whose weights are evaluated and kept
+            distributed.broadcast_state([model, criterion])
+        optimizer = build_optimizer(model, recipe, criterion.learned)
+        average = AveragedWeights(model, recipe.ema) if recipe.ema else None
+        evaluated = average.module if average else model  # also what is kept
         parts = {"model": model, "optimizer": optimizer, "criterion": criterion}
         parts |= {"average": average} if average else {}
-        if state:
+        if checkpoint:
             for name, part in parts.items():
-                part.load_state_dict(state[name])
-            history = state["history"]
-        else:
-            history = [{"epoch": 0, **_timed(evaluate, kept)}]
-        epoch_of = _Epochs(model, loader, criterion, optimizer, augment, recipe, setup, accelerator, average, run)
-        with closing(_Record(run, setup, history)) if main else nullcontext() as recording:
-            for epoch in range(len(history), recipe.epochs + 1):
-                if "stopped" in history[-1]:
-                    break
-                row = {"epoch": epoch, **epoch_of(epoch)}
-                if epoch % recipe.eval_every == 0 or epoch == recipe.epochs:
-                    row |= _timed(evaluate, kept)
-                history.append(row)
-                if said := _out_of_patience(history, recipe, score):
-                    row["stopped"] = said
-                if recording:
-                    if score in row and best_row(history, score) is row:
-                        record.save_model(run, kept, epoch=epoch, **about)
-                    state = {name: part.state_dict() for name, part in parts.items()}
-                    recording(history, {"stamp": stamp, "history": history} | state)
-                    if on_epoch:
-                        on_epoch(history)
-        accelerator.wait_for_everyone()
+                part.load_state_dict(checkpoint[name])
+            _note_stop(history, recipe, score)  # `patience` may have changed
+        finished = bool(history) and (history[-1]["epoch"] >= recipe.epochs or "stopped" in history[-1])
+        trainer = Trainer(
+            model=model,
+            loader=loader,
+            criterion=criterion,
+            optimizer=optimizer,
+            augment=augment or build_augmentation(recipe.augment),
+            recipe=recipe,
+            setup=setup,
+            accelerator=accelerator,
+            average=average,
+            run=run,
+            progress=progress and main,
+        )
+        state = record.training_state(run, history, finished=finished) if main else nullcontext()
+        with state, loader_errors():
+            if not history:
+                history.append({"epoch": 0, **_timed(evaluate, evaluated)})
+            with closing(_recorder(run, history, setup, accelerator, stamp)) if main else nullcontext() as recorder:
+                while not finished:
+                    epoch = len(history)
+                    row = {"epoch": epoch, **trainer.train_epoch(epoch)}
+                    if epoch % recipe.eval_every == 0 or epoch == recipe.epochs:
+                        row |= _timed(evaluate, evaluated)
+                    history.append(row)
+                    _note_stop(history, recipe, score)
+                    finished = epoch == recipe.epochs or "stopped" in row
+                    if recorder:
+                        if record.best_row(history, score) is row:
+                            record.save_model(run, evaluated, epoch=epoch, **about)
+                        recorder(history, {"stamp": stamp} | {name: part.state_dict() for name, part in parts.items()})
+                        if on_epoch:
+                            on_epoch(history)
+            accelerator.wait_for_everyone()
         record.load_weights(run, model)
         return history
 
 
-class _Record:
-    """What the first process writes after each epoch: the checkpoint, then the metrics."""
-
-    def __init__(self, run: RunFolder, setup: Setup, history: History) -> None:
-        self.run, self.keep_every, self.board = run, setup.keep_every, None
-        run.write_metrics(history)
-        self._keep(history[-1]["epoch"])  # where a kill came between
-        if setup.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError("tensorboard=True needs the package of that name: install it") from error
-            folder = run.path / "tensorboard"
-            shutil.rmtree(folder, ignore_errors=True)  # all of it is written again, from what the metrics say
-            self.board = SummaryWriter(str(folder))
-            for row in history:
-                self._plot(row)
-
-    def __call__(self, history: History, state: dict[str, Any]) -> None:
-        checkpoint = self.run.path / "last.pt"
-        # Through a Python file: torch's own writer would hide that the disk is full.
-        with whole_file(checkpoint) as part, part.open("wb") as file:
-            torch.save(state, file)
-        self._keep(history[-1]["epoch"])
-        self.run.write_metrics(history)
-        if self.board:
-            self._plot(history[-1])
-
-    def close(self) -> None:
-        if self.board:
-            self.board.close()
-
-    def _keep(self, epoch: int) -> None:
-        kept = self.run.path / f"epoch-{epoch:04}.pt"
-        if self.keep_every and epoch and epoch % self.keep_every == 0 and not kept.exists():
-            os.link(self.run.path / "last.pt", kept)  # which is replaced later, never written into
-
-    def _plot(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self.board.add_scalar(name, value, row["epoch"])
-        self.board.flush()
+def _recorder(
+    run: RunFolder, history: History, setup: Setup, accelerator: Any, stamp: dict[str, Any]
+) -> record.Recorder:
+    settings = {name: value if isinstance(value, int | float | str) else str(value) for name, value in stamp.items()}
+    trackers = record.tracker_names(setup.trackers)
+    return record.Recorder(run, history, setup.keep_every, trackers, accelerator, settings)
 
 
-def _agree(run: RunFolder, state: dict[str, Any] | None) -> None:
-    """All processes must go on from the same epoch. Raises ValueError where they do not see the same folder."""
-    if dist.is_initialized():
-        at: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(at, len(state["history"]) if state else 0)
-        if len(set(at)) > 1:
-            raise ValueError(
-                f"the processes of this run do not see the same {run.path}: put it on a disk that all computers share"
-            )
-
-
-def best_row(history: History, score: str) -> dict[str, Any]:
-    """The evaluated epoch with the highest `score`, the earlier of equals; the untrained network is not one."""
-    return max((row for row in history[1:] if score in row), key=lambda row: row[score])
+def _note_stop(history: History, recipe: Recipe, score: str) -> None:
+    """Say under "stopped" in the last row why `recipe.patience` ends training with it, if it does."""
+    history[-1].pop("stopped", None)
+    if stopped := record.out_of_patience(history, recipe, score):
+        history[-1]["stopped"] = stopped
 
 
 def _timed(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
@@ -252,235 +235,182 @@ def _timed(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
     return evaluate(model) | {"eval_seconds": round(time.perf_counter() - start, 3)}
 
 
-def _out_of_patience(history: History, recipe: Recipe, score: str) -> str:
-    scores = [row[score] for row in history[1:] if score in row]
-    since = len(scores) - 1 - scores.index(max(scores)) if scores else 0
-    if not 0 < recipe.patience <= since or score not in history[-1] or history[-1]["epoch"] == recipe.epochs:
-        return ""
-    best = best_row(history, score)
-    return f"no better {score} than {best[score]:.1%} of epoch {best['epoch']} in {since} evaluations"
+class ImagesToLoss(nn.Module):
+    """The model and its losses in one module, so that DistributedDataParallel sees which parameters the loss uses.
 
-
-class Average:
-    """A running mean of a model's weights: each step takes `1 - decay` of the new ones.
-
-    The first steps take more of them, 1 - (1 + n) / (10 + n) at step n, or a short run would be judged by its random
-    beginning (as TensorFlow's ExponentialMovingAverage has it). Running statistics are averaged alike.
+    Args:
+        net: The model, or its compiled form.
+        criterion: Only `learned` of it becomes a submodule: centers average their gradients themselves.
+        world: The number of processes.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay, self.steps = copy.deepcopy(model).requires_grad_(False), decay, 0
+    def __init__(self, net: nn.Module, criterion: Criterion, world: int) -> None:
+        super().__init__()
+        self.net, self.learned, self.compute_loss, self.world = net, criterion.learned, criterion.__call__, world
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        mine, new = (list(m.state_dict(keep_vars=True).values()) for m in (self.model, model))
-        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        floats = [i for i, tensor in enumerate(mine) if tensor.is_floating_point()]
-        torch._foreach_lerp_([mine[i] for i in floats], [new[i] for i in floats], share)
-        for a, b in zip(mine, new, strict=True):
-            if not a.is_floating_point():
-                a.copy_(b)
-        self.steps += 1
+    def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch.
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "model": self.model.state_dict()}
+        Args:
+            images: (B, 3, H, W) uint8.
+            cameras: (B,) int64.
+            labels: (B,) int64.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        self.model.load_state_dict(state["model"])
+        Returns:
+            The loss (), and its value, its parts and the accuracy by name, detached.
+        """
+        outputs = self.net(images, cameras)
+        values = {"accuracy": (outputs.logits[0].argmax(1) == labels).float().mean()} if outputs.logits else {}
+        if self.world > 1:
+            # Of all processes, so that a triplet is as hard as in one batch. Maps need not be gathered: their loss is a
+            # mean over images, and so is the mean of its gradients.
+            gather = distributed.gather_rows
+            logits, embeddings = ([gather(x.float()) for x in xs] for xs in (outputs.logits, outputs.embeddings))
+            outputs, labels = outputs._replace(logits=logits, embeddings=embeddings), gather(labels)
+        loss, parts = self.compute_loss(outputs, labels)
+        parts = parts if len(parts) > 1 else {}  # a single part is the loss itself
+        return loss, parts | {"loss": loss.detach()} | values
 
 
-class _Epochs:
-    """`epoch_of(3)` trains epoch 3 and gives its row of metrics."""
+@dataclass
+class Trainer:
+    """Trains one epoch after the other: `trainer.train_epoch(3)` returns the metrics of epoch 3."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: DataLoader[Batch],
-        criterion: Criterion,
-        optimizer: torch.optim.Optimizer,
-        augment: Augmentation,
-        recipe: Recipe,
-        setup: Setup,
-        accelerator: Any,
-        average: Average | None,
-        run: RunFolder,
-    ) -> None:
-        self.model, self.loader, self.criterion, self.optimizer = model, loader, criterion, optimizer
-        self.augment, self.recipe, self.average, self.run = augment, recipe, average, run
-        self.device, self.rank, self.world = accelerator.device, accelerator.process_index, accelerator.num_processes
-        self.bfloat16 = setup.bfloat16
+    model: nn.Module
+    loader: DataLoader[Batch]
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    augment: Augmentation
+    recipe: Recipe
+    setup: Setup
+    accelerator: Any
+    average: AveragedWeights | None
+    run: RunFolder
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.bfloat16 = self.setup.bfloat16
         if self.bfloat16 is None:
             self.bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.net = _compiled(model, self.device) if setup.compile else model
+        net = _compile(self.model, self.device) if self.setup.compile else self.model
+        self.images_to_loss = ImagesToLoss(net, self.criterion, self.world)
+        samples = getattr(self.loader.dataset, "samples", None)
+        self.diagnosis = Diagnosis(self.model, self.recipe, self.run, samples, self.rank, self.world)
 
-    def __call__(self, epoch: int) -> dict[str, float]:
+    def train_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train epoch `epoch`, counted from 1.
+
+        A GPU is asked for a number only when it already has the next work to do, so it never waits: for the loss during
+        the backward pass, for the norm of the gradients during the next batch's forward pass.
+
+        Returns:
+            The means of the loss, its parts, the accuracy (over batches) and the norm of the gradients (over updates),
+            all over all processes; the last learning rate; and what the epoch took.
+        """
         recipe, steps = self.recipe, len(self.loader)
-        sums: dict[str, Tensor] = {}
         begin_epoch(self.model.train(), recipe, epoch)
         self.criterion.epoch = epoch
         self.loader.sampler.set_epoch(epoch)
-        clock, shown, updates = _Clock(), 0, 0
-        gradient = last = None  # its length, on its way from the device, and the batch that gave it
-        with seeded(recipe.seed):  # each step begins anew: any of them can be repeated alone
-            for step, batch in enumerate(clock.waiting(self.loader)):
-                group = step // recipe.accumulate * recipe.accumulate  # the step in which this update began
-                if step == group:
-                    rate = recipe.lr * set_rate(self.optimizer, recipe, epoch - 1 + step / steps)
-                seen = _Seen(batch, self._images(batch, epoch, step), epoch, step)
-                with _unrepeatable(self.run) if (epoch, step, self.rank) == (1, 0, 0) else nullcontext():
-                    loss, parts = self._loss(seen)
-                    # A GPU is asked for a number only when it already has the next work to do, so it never waits: for
-                    # the loss during the backward pass, for the gradient during the next batch's forward pass.
-                    number = _soon(self._mean(loss))
-                    if gradient and not math.isfinite(gradient()):
-                        self._refuse_gradient(last)
-                    if step == group:
+        images_to_loss = self.images_to_loss
+        if self.world > 1:  # after layers were frozen
+            images_to_loss = distributed.average_gradients(images_to_loss)
+        clock, sums, updated = _Clock(), _Sums(), None
+        # Closed at once where an error ends the epoch: torch would tell of killed loader processes later and elsewhere.
+        batches = closing(clock.batches(self.loader))
+        with seeded(recipe.seed), self._progress_bar(epoch) as show_progress, batches as loaded_batches:
+            for step, loaded in enumerate(loaded_batches):
+                first = step - step % recipe.accumulate  # batches first … last make one update of the weights
+                last = min(first + recipe.accumulate, steps) - 1
+                if step == first:
+                    lr = recipe.lr * set_rate(self.optimizer, recipe, epoch - 1 + step / steps)
+                batch = self.prepare(loaded, epoch, step)
+                noting = note_nondeterministic(self.run) if (epoch, step, self.rank) == (1, 0, 0) else nullcontext()
+                # DistributedDataParallel must see whole backward passes before it may leave any out.
+                with noting, distributed.gradients_averaged(images_to_loss, step == last or first == 0):
+                    loss, values = self.forward(images_to_loss, batch)
+                    loss_value = _copy_to_cpu(distributed.mean(loss))
+                    self._check_update(updated)
+                    if step == first:
                         self.optimizer.zero_grad()
-                    (loss / min(recipe.accumulate, steps - group)).backward()
-                if not math.isfinite(number()):
-                    self._refuse_loss(seen, number(), parts)
-                gradient = None
-                if step + 1 == min(group + recipe.accumulate, steps):
-                    parts |= {"gradient_norm": self._update()}
-                    gradient, last = _soon(parts["gradient_norm"]), seen
-                    updates += 1
-                shown += len(batch.pids)
-                for name, value in parts.items():
-                    sums[name] = sums.get(name, 0) + value  # stays on the device
-        if not math.isfinite(gradient()):
-            self._refuse_gradient(last)
+                    (loss / (last - first + 1)).backward()
+                self._check_loss(batch, loss_value(), values)
+                updated = None
+                if step == last:
+                    norm = self.update()
+                    sums.add({"gradient_norm": norm})
+                    updated = batch, _copy_to_cpu(norm)
+                sums.add(values)
+                show_progress(len(loaded.pids) * self.world)
+        self._check_update(updated)
         if self.world > 1:
-            _average([b for n, b in self.model.named_buffers() if n.endswith(("running_mean", "running_var"))])
-        counts = {"gradient_norm": updates}
-        means = torch.stack([value.float() / counts.get(name, steps) for name, value in sums.items()])
-        row = dict(zip(sums, self._mean(means).tolist(), strict=True)) | {"lr": rate}
-        return row | clock.row(shown * self.world) | {"memory_mib": _memory(self.device)}
+            distributed.average_running_statistics(m for m in (self.model, self.average) if m is not None)
+        return sums.means() | {"lr": lr} | clock.row(clock.images * self.world) | {"memory_mib": _peak(self.device)}
 
-    def _images(self, batch: Batch, epoch: int, step: int) -> Tensor:
-        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        return self.augment(images, torch_generator_for(self.recipe.seed, "augment", epoch, step, self.rank))
+    def prepare(self, loaded: Batch, epoch: int, step: int) -> TrainingBatch:
+        """Move a batch to the device and augment its images there."""
+        images = loaded.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        images = self.augment(images, torch_generator_for(self.recipe.seed, "augment", epoch, step, self.rank))
+        labels, cameras = (x.to(self.device, non_blocking=True) for x in (loaded.pids, loaded.cameras))
+        return TrainingBatch(loaded, images, labels, cameras, epoch, step)
 
-    def _outputs(self, net: nn.Module, seen: "_Seen") -> Any:
-        """What the net says of one batch of this process, with the same dropout each time."""
-        keys = (seen.epoch, seen.step, self.rank)
+    def forward(self, images_to_loss: nn.Module, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch and, by name, its value, its parts and the accuracy, detached."""
+        with self._repeatable(batch):
+            return images_to_loss(batch.images, batch.cameras, batch.labels)
+
+    def update(self) -> Tensor:
+        """Take one step of the optimizer; return the norm of all gradients before they were clipped."""
+        trained = [p for p in self.images_to_loss.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained])
+        if self.recipe.clip:
+            nn.utils.clip_grads_with_norm_(trained, self.recipe.clip, norm)
+        self.optimizer.step()
+        self.criterion.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return norm
+
+    @contextmanager
+    def _repeatable(self, batch: TrainingBatch) -> Iterator[None]:
+        """Around a forward pass of `batch`: bfloat16 where it is used, and the same dropout each time."""
+        keys = (batch.epoch, batch.step, self.rank)
         seed = torch_generator_for(self.recipe.seed, "dropout", *keys).initial_seed()
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
-        cameras = seen.batch.cameras.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return net(seen.images, cameras)
+            yield
 
-    def _loss(self, seen: "_Seen") -> tuple[Tensor, dict[str, Tensor]]:
-        outputs, labels = self._outputs(self.net, seen), seen.batch.pids.to(self.device, non_blocking=True)
-        accuracy = (outputs.logits[0].argmax(1) == labels).float().mean() if outputs.logits else None
-        if self.world > 1:
-            # Of all processes, so that a triplet is as hard as in one batch. What a loss takes the mean of over
-            # pictures (maps) need not be: the mean of the gradients is the same.
-            logits, embeddings = (
-                [_Gathered.apply(x.float()) for x in xs] for xs in (outputs.logits, outputs.embeddings)
-            )
-            outputs, labels = outputs._replace(logits=logits, embeddings=embeddings), _Gathered.apply(labels)
-        loss, parts = self.criterion(outputs, labels)
-        parts = parts if len(parts) > 1 else {}  # a single part is the loss itself
-        return loss, parts | {"loss": loss.detach()} | ({} if accuracy is None else {"accuracy": accuracy})
+    def _check_loss(self, batch: TrainingBatch, loss: float, values: dict[str, Tensor]) -> None:
+        def forward() -> None:
+            with self._repeatable(batch):
+                self.model(batch.images, batch.cameras)
 
-    def _update(self) -> Tensor:
-        """One step of the optimizer; gives the length of the gradient before it was clipped."""
-        moved = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in moved]
-        if self.world > 1:
-            _average(gradients)
-        norm = nn.utils.get_total_norm(gradients)
-        if self.recipe.clip:
-            nn.utils.clip_grads_with_norm_(moved, self.recipe.clip, norm)
-        self.optimizer.step()
-        self.criterion.update()
-        if self.average:
-            self.average.update(self.model)
-        return norm
+        if not math.isfinite(loss):
+            self.diagnosis.stop_at_loss(batch, loss, values, forward)
 
-    def _mean(self, value: Tensor) -> Tensor:
-        """Over all processes."""
-        if self.world == 1:
-            return value.detach()
-        value = value.detach().clone()
-        dist.all_reduce(value)
-        return value / self.world
+    def _check_update(self, updated: tuple[TrainingBatch, Callable[[], float]] | None) -> None:
+        """Stop if the gradients of the latest update, which `zero_grad` has not yet cleared, were not finite."""
+        if updated and not math.isfinite(updated[1]()):
+            self.diagnosis.stop_at_gradient(updated[0])
 
-    def _refuse_loss(self, seen: "_Seen", value: float, parts: dict[str, Tensor]) -> None:
-        """The optimizer has not moved yet, so that the same batch gives the same again."""
-        layer = self._first_layer(seen)
-        layers: list[Any] = [layer]
-        if self.world > 1:
-            layers = [None] * self.world
-            dist.all_gather_object(layers, layer)
-        rank = next((rank for rank, layer in enumerate(layers) if layer), 0)
-        wrong = ", ".join(name for name, part in parts.items() if name != "loss" and not part.isfinite()) or "the loss"
-        said = f"first from the layer {layers[rank]}" if layers[rank] else f"from {wrong} itself, no layer before it"
-        self._refuse(seen, rank, f"the loss is {value}, {said}", {"layer": layers[rank]})
+    @contextmanager
+    def _progress_bar(self, epoch: int) -> Iterator[Callable[[int], Any]]:
+        """Give what is to be called with the number of images after each step."""
+        if not self.progress:
+            yield lambda images: None
+            return
+        from tqdm.auto import tqdm
 
-    def _refuse_gradient(self, seen: "_Seen") -> None:
-        bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        # Gradients come from the loss backwards: the last of the bad ones came first.
-        said = f"the loss is a number, its gradient is not: first that of {bad[-1]}, {len(bad)} in all"
-        self._refuse(seen, 0, said, {"layer": bad[-1].rpartition(".")[0], "gradients": bad})
-
-    def _refuse(self, seen: "_Seen", rank: int, said: str, about: dict[str, Any]) -> None:
-        epoch, step = seen.epoch, seen.step
-        if self.rank == rank:
-            samples = getattr(self.loader.dataset, "samples", None)
-            at = seen.batch.indices.tolist()
-            paths = [str(samples[i].path) for i in at] if samples else []
-            drawn = {"seed": self.recipe.seed, "epoch": epoch, "step": step, "rank": rank}
-            labels = {"labels": seen.batch.pids.tolist(), "camids": seen.batch.camids.tolist()}
-            about = {"said": said, **about, "drawn_from": drawn, "paths": paths, **labels}
-            record.write_bad_batch(self.run, seen.images, about)
-        raise FloatingPointError(
-            f"batch {step + 1} of epoch {epoch}: {said}; lower the learning rate (lr={self.recipe.lr:g}), or look at "
-            f"bad_batch.json and its pictures in {self.run.path}; the checkpoint of the epoch before is kept"
-        )
-
-    @torch.no_grad()
-    def _first_layer(self, seen: "_Seen") -> str:
-        """The name of the first module whose output is no number, and whether its weights are; empty if all are."""
-        found: list[str] = []
-
-        def look(module: nn.Module, given: Any, output: Any) -> None:
-            if not found and any(t.is_floating_point() and not t.isfinite().all() for t in _tensors(output)):
-                state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-                broken = any(t.is_floating_point() and not t.isfinite().all() for t in state)
-                found.append(names[module] + " (its weights are no numbers)" * broken)
-
-        names = {module: name or type(module).__name__ for name, module in self.model.named_modules()}
-        hooks = [module.register_forward_hook(look) for module in names]
-        try:
-            self._outputs(self.model, seen)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return "".join(found)
+        total = len(self.loader) * self.recipe.people * self.recipe.images * self.world
+        with tqdm(total=total, desc=f"epoch {epoch} of {self.recipe.epochs}", unit=" images", leave=False) as bar:
+            yield bar.update
 
 
-@dataclass
-class _Seen:
-    """A batch, its pictures as the net was given them, and when."""
-
-    batch: Batch
-    images: Tensor
-    epoch: int
-    step: int
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for part in value for t in _tensors(part)] if isinstance(value, list | tuple) else []
-
-
-def _soon(value: Tensor) -> Callable[[], float]:
-    """A number that is on its way from the device: the call waits for it, not for what the device was asked later."""
+def _copy_to_cpu(value: Tensor) -> Callable[[], float]:
+    """Start to copy a number from the device. The call waits for it, not for what the device was asked later."""
     value = value.detach()
     if value.device.type != "cuda":
         return value.item
@@ -494,92 +424,44 @@ def _soon(value: Tensor) -> Callable[[], float]:
     return wait
 
 
-class _Gathered(torch.autograd.Function):
-    """Rows (B, …) of all processes, (world · B, …), in the order of ranks; gradients go back to where they came from.
-
-    Every process computes the same loss of them and sends its gradient, so that a row's own process gets the sum: their
-    mean over processes is then the gradient of that one loss.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.rows = len(rows)
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
-
-
-def _average(tensors: list[Tensor], size: int = 1 << 24) -> None:
-    """Give each tensor its mean over all processes, some 2^24 numbers in one message.
-
-    Called when all gradients are there, rather than by hooks as they come: so parts of a net may be frozen for some
-    epochs, and losses may leave a branch out.
-    """
-    groups: dict[Any, list[list[Tensor]]] = {}
-    for tensor in tensors:
-        of_kind = groups.setdefault((tensor.dtype, tensor.device), [[]])
-        if sum(t.numel() for t in of_kind[-1]) >= size:
-            of_kind.append([])
-        of_kind[-1].append(tensor)
-    sent = []
-    for group in (group for of_kind in groups.values() for group in of_kind):
-        flat = torch.cat([tensor.flatten() for tensor in group])
-        sent.append((group, flat, dist.all_reduce(flat, async_op=True)))
-    for group, flat, work in sent:
-        work.wait()
-        flat /= dist.get_world_size()
-        for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
-
-
-def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
+def _compile(model: nn.Module, device: torch.device) -> nn.Module:
     """Raises ValueError where torch.compile finds no compiler."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
-    except Exception as error:  # torch wraps what its back end says in many kinds
+    except Exception as error:  # torch wraps what its back end raises in many kinds
         needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
-        said = " ".join(str(error).split())[:120]
-        raise ValueError(f"compile=True needs {needs}: install it, or set compile=False ({said})") from error
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"compile=True needs {needs}: install it, or set compile=False ({reason})") from error
     return torch.compile(model)
 
 
-@contextmanager
-def _unrepeatable(run: RunFolder) -> Iterator[None]:
-    """Write into environment.json which operations of the block may differ from one time to the next, as torch says."""
-    import re
-    import warnings
+class _Sums:
+    """Sums of values by name, which stay on the device until their means are asked for."""
 
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    names = {m[1] for w in caught if (m := re.match(r"(\S+) does not have a deterministic", str(w.message)))}
-    names |= {"cuBLAS" for w in caught if "CuBLAS" in str(w.message)}
-    if torch.cuda.is_available() and not torch.backends.cudnn.deterministic:
-        names.add("cuDNN convolutions")
-    run.write_json("environment.json", run.read_json("environment.json") | {"not_deterministic": sorted(names)})
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The means, over all processes."""
+        means = torch.stack([value.float() / self.counts[name] for name, value in self.sums.items()])
+        return dict(zip(self.sums, distributed.mean(means).tolist(), strict=True))
 
 
 class _Clock:
     """How long an epoch took, and which share of it was spent waiting for the loader."""
 
     def __init__(self) -> None:
-        self.start, self.waited = time.perf_counter(), 0.0
+        self.start, self.waited, self.images = time.perf_counter(), 0.0, 0
 
-    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each made while the one before is in use, even where there is no loader process."""
-        source = iter(batches)
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, each loaded while the one before is in use, even where there is no loader process."""
+        source = iter(loader)
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(next, source, None)
             while True:
@@ -589,6 +471,7 @@ class _Clock:
                 if batch is None:
                     return
                 coming = ahead.submit(next, source, None)
+                self.images += len(batch.pids)
                 yield batch
 
     def row(self, images: int) -> dict[str, float]:
@@ -600,26 +483,9 @@ class _Clock:
         }
 
 
-def _memory(device: torch.device) -> float:
-    """The most memory that this process has held, in MiB: the GPU's where there is one, else its own."""
+def _peak(device: torch.device) -> float:
+    """The most memory that this process has held, in MiB: of the GPU where there is one, else of the computer."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(most / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _load_checkpoint(path: Path, stamp: dict[str, Any]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        made_by = state["stamp"]
-    except Exception as error:  # torch raises many kinds on a file that is not a checkpoint
-        raise ValueError(f"{path} is not a checkpoint of this workbook: move it away to start anew") from error
-    wrong = [f"{key} {made_by.get(key)} → {value}" for key, value in stamp.items() if made_by.get(key) != value]
-    if wrong:
-        raise ValueError(
-            f"{path.parent} holds a run with other settings ({'; '.join(wrong)}): "
-            "choose another `run`, or resume='restart' to replace it"
-        )
-    return state

@@ -19,8 +19,8 @@ from reidlib.data.loaders import Batch, class_loaders, eval_loader, train_loader
 from reidlib.data.transforms import build_augmentation, random_resized_crop
 from reidlib.evaluation import Features, evaluate_ranking, extract_features, ranking_inputs
 from reidlib.run_folder import RunFolder
+from reidlib.training.distributed import rank_and_world, run_processes
 from reidlib.training.loop import History, OnEpoch, Setup, begin, train
-from reidlib.training.processes import place, run_processes
 from reidlib.training.recipes import Recipe
 
 _DEFAULT = Setup()
@@ -41,8 +41,8 @@ def fit(
     which it runs; ValueError also where the set cannot fill a batch. With `setup.num_processes`, and where this is not
     one of several processes already, they are started from the run's params.json, which must then say all of this.
     """
-    if setup.num_processes > 1 and place()[1] == 1:
-        return run_processes(model, run, setup.num_processes, on_epoch)
+    if setup.num_processes > 1 and rank_and_world()[1] == 1:
+        return run_processes(run.params, model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     loader = train_loader(
@@ -120,8 +120,8 @@ def pretrain(
         )
     if recipe.pk:
         raise ValueError("classes are not drawn by person: set pk=False, or choose a recipe for pretraining")
-    if setup.num_processes > 1 and place()[1] == 1:
-        return run_processes(model, run, setup.num_processes, on_epoch)
+    if setup.num_processes > 1 and rank_and_world()[1] == 1:
+        return run_processes(run.params, model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     loader, val = class_loaders(
         dataset,

@@ -1,8 +1,9 @@
-"""Watch a run that goes on elsewhere, in another kernel or on another computer of a shared disk.
+"""Watch a run that trains elsewhere, in another kernel or on another computer of a shared disk.
 
-Only the files of the run folder are read. A line of `metrics.jsonl` is dated by the file's own time, which the disk
-keeps; how far this computer's clock is from the disk's is learnt from the files, so that neither a wrong clock nor a
-shared disk that shows old files for a while (NFS: up to a minute) makes a living run look dead.
+Only the files of the run folder are read. The training writes its state to run.json. A line of `metrics.jsonl` is dated
+by the file's own time, which the disk keeps. How far this computer's clock is from the disk's is learnt from the files:
+neither a wrong clock nor a shared disk that shows old files for a while (NFS: up to a minute) makes a living run look
+dead.
 """
 
 import html
@@ -45,7 +46,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Status:
-    """What one look found. `left` and `silence` are seconds, None where there is nothing to tell them from."""
+    """What one look found. `left` and `silence` are in seconds, None while they cannot be estimated."""
 
     run: str
     state: str  # waiting, training, quiet, ended, failed
@@ -79,10 +80,13 @@ class Status:
 
 
 class Watch:
-    """`watch.look()` as often as one likes: a `Status` each time.
+    """Reads a run folder as often as `look` is called.
 
-    A run is quiet when no line has come for `quiet_after` usual epochs and `stale` seconds, for which the disk may have
-    shown an old file; where no epoch has been timed yet, for an hour. `clock` gives this computer's time in seconds.
+    Args:
+        run: The run.
+        quiet_after: A run is quiet when no line has come for so many usual epochs; before one was timed, for an hour.
+        stale: Seconds for which the disk may show an old file.
+        clock: Gives this computer's time in seconds.
     """
 
     def __init__(
@@ -94,10 +98,10 @@ class Watch:
         self.history: list[dict[str, Any]] = []
         self.written = 0.0  # when, by the disk's clock
         self._looked: float | None = None
-        self._ahead = (-float("inf"), float("inf"))  # bounds of this clock's lead over the disk's
+        self._ahead = (-float("inf"), float("inf"))  # by how much this clock is ahead of the disk's: bounds
 
     def look(self) -> Status:
-        """Read the folder once. What cannot be read now stays as it was at the look before."""
+        """Read the folder once. What cannot be read now stays as it was when last read."""
         now, changed = self.clock(), self._read()
         if self.written:
             low, high = self._ahead
@@ -108,6 +112,9 @@ class Watch:
         self._looked = now
         epochs = self._params().get("epochs")
         if not self.history:
+            state, error = self._state()
+            if state == "failed":
+                return Status(self.run.name, state, f"failed before the first epoch: {error}", [], epochs)
             return Status(self.run.name, "waiting", "nothing has been written yet", [], epochs)
         low, high = self._ahead
         silence = now - self.written - min(max(0.0, low), high)  # the clocks agree unless the files say otherwise
@@ -115,21 +122,24 @@ class Watch:
 
     def _status(self, epochs: int | None, silence: float) -> Status:
         at = self.history[-1]["epoch"]
-        place = f"epoch {at} of {epochs}" if epochs else f"epoch {at}"
-        said, failed = f"the last line came {duration(silence)} ago", self._failed()
-        if failed:
-            return Status(self.run.name, "failed", f"failed after {place}: {failed}", self.history, epochs)
+        epoch = f"epoch {at} of {epochs}" if epochs else f"epoch {at}"
+        last_line, (state, error) = f"the last line came {duration(silence)} ago", self._state()
+        if state in ("", "training"):
+            error = self._failed(state)
+        if error:
+            return Status(self.run.name, "failed", f"failed after {epoch}: {error}", self.history, epochs)
         early = self.history[-1].get("stopped")
-        if early or (epochs and at >= epochs) or self._newer("result.json"):
-            words = f"ended with {place}, {duration(silence)} ago" + (f": {early}" if early else "")
+        ended = state == "ended" or early or (epochs and at >= epochs)
+        if ended or (not state and self._newer("result.json")):
+            words = f"ended with {epoch}, {duration(silence)} ago" + (f": {early}" if early else "")
             return Status(self.run.name, "ended", words, self.history, epochs)
         left, usual = self._left(epochs, silence), sum(pace(self.history))
         limit = self.quiet_after * usual + self.stale if usual else _FIRST
         if silence > limit:
             expected = f"an epoch takes {duration(usual)}" if usual else "no epoch has ended yet"
-            words = f"QUIET at {place}: {said}, {expected}; it was stopped, or its computer is"
+            words = f"QUIET at {epoch}: {last_line}, {expected}; it was stopped, or its computer is"
             return Status(self.run.name, "quiet", words, self.history, epochs, left, silence)
-        words = f"{place}, {said}" + ("" if left is None else f", {duration(left)} left")
+        words = f"{epoch}, {last_line}" + ("" if left is None else f", {duration(left)} left")
         return Status(self.run.name, "training", words, self.history, epochs, left, silence)
 
     def _left(self, epochs: int | None, silence: float) -> float | None:
@@ -159,30 +169,47 @@ class Watch:
         except (OSError, ValueError):
             return {}
 
-    def _newer(self, name: str) -> bool:
-        """Whether a file of the folder was written after the last line; both by the disk's clock."""
+    def _state(self) -> tuple[str, str]:
+        """State and error that the training wrote to run.json; ("", "") if none, as in runs of older versions."""
         try:
-            return (self.run.path / name).stat().st_mtime >= self.written
+            about = self.run.state
+        except (OSError, ValueError):
+            about = {}
+        state = about.get("state", "")
+        if state not in ("training", "ended", "failed"):
+            return "", ""
+        return state, about.get("error", "for a reason that run.json does not name") if state == "failed" else ""
+
+    def _newer(self, name: str, than: str = "metrics.jsonl") -> bool:
+        """Whether a file of the folder was written after another; both by the disk's clock."""
+        try:
+            since = self.written if than == "metrics.jsonl" else (self.run.path / than).stat().st_mtime
+            return (self.run.path / name).stat().st_mtime >= since
         except OSError:
             return False
 
-    def _failed(self) -> str:
-        """What the notebook that failed after the last line said, or what the run left; empty where nothing did."""
+    def _failed(self, state: str) -> str:
+        """The error of a notebook that failed after the last line; "" if none did.
+
+        While the training says that it trains only its own notebook counts: its kernel may have been killed. A run
+        without a state is judged by any notebook, and by the batch that it stopped at.
+        """
         with suppress(OSError, ValueError, KeyError):
             for path in sorted((self.run.path / "notebooks").glob("*.failed.ipynb")):
-                if self._newer(f"notebooks/{path.name}"):
+                name = f"notebooks/{path.name}"
+                if state and not (path.name.startswith(("train.", "pretrain.")) and self._newer(name, "run.json")):
+                    continue
+                if self._newer(name):
                     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
                     outputs = (out for cell in cells for out in cell.get("outputs", []))
-                    said = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
-                    return _plain_line(said[-1] if said else path.name)
-        return "a loss or gradient was no number, see bad_batch.json" if self._newer("bad_batch.json") else ""
+                    errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
+                    return _plain_line(errors[-1] if errors else path.name)
+        stopped = not state and self._newer("bad_batch.json")
+        return "the loss or a gradient became NaN or infinite, see bad_batch.json" if stopped else ""
 
 
 def pace(history: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Seconds of a usual epoch's training and of a usual evaluation: medians of the latest, 0.0 where none was timed.
-
-    A first epoch that had to warm up, or one beside another job, does not count for more than itself.
-    """
+    """Seconds of a usual epoch's training and of a usual evaluation, medians of the latest; 0.0 if none was timed."""
 
     def usual(key: str) -> float:
         timed = [row[key] for row in history if isinstance(row.get(key), int | float)]
@@ -207,7 +234,7 @@ def follow(watch: Watch, show: Callable[[Status], None], every: float = 0.0) -> 
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: "40 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    """Seconds in words: "40 s", "12 min", "3 h 05 min", "2 d 4 h"."""
     minutes = round(seconds / 60)
     if seconds < 119.5:
         return f"{max(0, round(seconds))} s"

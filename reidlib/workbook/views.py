@@ -16,7 +16,7 @@ from reidlib.evaluation import Features
 from reidlib.models import ReIDModel, complexity
 from reidlib.training import Job, Recipe, record
 from reidlib.training.job import describe_settings
-from reidlib.training.loop import History, best_row
+from reidlib.training.record import History, best_row
 from reidlib.training.settings import help_of
 from reidlib.workbook.runs import Run
 
@@ -144,7 +144,7 @@ def bad_batch(run: Run) -> Any:
     images, about = found
     words = [f"{label} · c{camid}" for label, camid in zip(about["labels"], about["camids"], strict=True)]
     drawn = "batch {} of epoch {}".format(about["drawn_from"]["step"] + 1, about["drawn_from"]["epoch"])
-    return batch_sheet(images, words, title=f"{run.name}: {drawn}", note=f"class · camera; {about['said']}")
+    return batch_sheet(images, words, title=f"{run.name}: {drawn}", note=f"class · camera; {about['error']}")
 
 
 def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = SCORES) -> Any:
