@@ -1,5 +1,6 @@
 """The model zoo: build a model by its name, load published weights into it, count what it costs."""
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,20 +10,25 @@ import torch
 from torch import Tensor
 
 from reidlib.models import checkpoints
+from reidlib.models.backbones import timm_names
 from reidlib.models.checkpoints import CheckpointError, Layout, Report
 from reidlib.models.complexity import Complexity, complexity
-from reidlib.models.heads import Outputs
+from reidlib.models.heads import Head, Outputs, RetrievalModule
 from reidlib.models.imagenet import with_imagenet
 from reidlib.models.weights import find_weights, published_weights
 from reidlib.models.wirings import ReIDModel, Sizes
-from reidlib.models.zoo import MODELS, Model, canonical_name
+from reidlib.models.zoo import MODELS, TIMM, Model, canonical_name, declaration
 
 __all__ = [
+    "MODELS",
     "CheckpointError",
     "Complexity",
+    "Head",
+    "Model",
     "Outputs",
     "ReIDModel",
     "Report",
+    "RetrievalModule",
     "complexity",
     "create_model",
     "list_models",
@@ -30,9 +36,16 @@ __all__ = [
 ]
 
 
-def list_models() -> list[str]:
-    """The names that `create_model` knows, sorted; nothing is built."""
-    return sorted(MODELS)
+def list_models(pattern: str = "") -> list[str]:
+    """List the names that `create_model` takes, sorted; nothing is built.
+
+    Args:
+        pattern: With "*" and "?" in it, such as "osnet*"; "timm/*convnext*" lists timm's, "timm/*convnext*.*" with the
+            tags of their weights. Empty for all but timm's.
+    """
+    if pattern.startswith(TIMM):
+        return sorted(fnmatch.filter([TIMM + name for name in timm_names(tags="." in pattern)], pattern))
+    return sorted(fnmatch.filter(MODELS, pattern or "*"))
 
 
 def create_model(
@@ -43,24 +56,32 @@ def create_model(
     num_cameras: int | None = None,
     input_size: tuple[int, int] | None = None,
 ) -> ReIDModel:
-    """Build a model with fresh weights, as its paper initialises them, or with `weights`.
+    """Build a model with new weights, as its paper initialises them, or with `weights`.
 
-    `name`: one of `list_models()`, or an older spelling of it (`zoo.ALIASES`). `weights`: a data set that some were
-    published for ("market1501", "torchreid-2019-03:msmt17-combineall": see `weights.py`), "imagenet" (torchvision's
-    and timm's for the trunk, where no others were published), a file, or a run; they are downloaded where they are not
-    here yet, nothing is otherwise. `num_classes`: identities in training; 0 for a model that only gives features.
-    `num_cameras`: for the models that embed the camera. Both are those of the weights where None is given, else none.
-    `input_size`: (height, width) other than the published one (or the run's), 32 pixels or more each (75 for the
-    Inception networks). `model.init` says what it began with, `model.report` what was loaded and dropped.
+    Args:
+        name: One of `list_models()`, an older spelling of it (`zoo.ALIASES`), or "timm/" and a name of timm's.
+        weights: A dataset that some were published for ("market1501", "torchreid-2019-03:msmt17-combineall": see
+            `weights.py`), "imagenet" (torchvision's or timm's for the trunk, if no others were published), a file, or a
+            run. They are downloaded if they are not here yet; nothing is otherwise.
+        num_classes: Identities in training; 0 for a model that only gives features.
+        num_cameras: For the models that embed the camera. Both are those of the weights for None, else none.
+        input_size: (height, width) other than the published one (or the run's), 32 pixels or more each (75 for the
+            Inception networks).
 
-    ValueError for an unknown name (with the nearest ones) or impossible sizes, FileNotFoundError for weights that are
-    not there or ask for a person, DownloadError, or CheckpointError where they do not fit.
+    Returns:
+        The model, whose `init` says what it began with and `report` what was loaded and dropped.
+
+    Raises:
+        ValueError: The name is unknown (the nearest ones are given), or a size is impossible.
+        FileNotFoundError: The weights are not there, or their link needs a browser.
+        DownloadError: They cannot be fetched.
+        CheckpointError: They do not fit.
     """
     name = canonical_name(name)
     for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
-    spec, state, reports = MODELS[name], None, []
+    spec, state, reports = declaration(name), None, []
     if str(weights) == "imagenet" and not any(key.endswith(":imagenet") for key in published_weights(name)):
         spec = replace(spec, backbone=with_imagenet(spec.backbone, name, reports))
     elif weights:
@@ -77,7 +98,7 @@ def create_model(
     least = 32
     if sides and all(isinstance(side, int) and side >= least for side in sides):
         model = _build(name, spec, Sizes(num_classes or None, num_cameras or None, tuple(size)))
-        least = model.network.min_size
+        least = getattr(model.network, "min_size", least)
         if min(sides) >= least:
             if state is not None:
                 report = checkpoints.load(model, state, where=str(file), candidates=_layouts)
@@ -91,28 +112,44 @@ def create_model(
 
 def _build(name: str, spec: Model, sizes: Sizes) -> ReIDModel:
     network = spec.wiring(spec.backbone, spec.head, sizes)
-    return ReIDModel(network, name=name, family=spec.family, sizes=sizes, mean=spec.mean, std=spec.std)
+    pixels = {"mean": spec.mean, "std": spec.std, "interpolation": spec.interpolation}
+    return ReIDModel(network, name=name, family=spec.family, sizes=sizes, **pixels)
 
 
 def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor]) -> Report:
-    """Load weights as the upstream projects publish them, or our own, into `model`; strictly, all or nothing.
+    """Load weights as the upstream projects publish them, or our own, into a model; strictly, all or nothing.
 
-    `source`: a torch or safetensors file, or a state dict; plain or under state_dict, model or net; with or without
-    `module.`; of any floating dtype. Classifiers of another size are dropped and named in the report. Raises
-    FileNotFoundError, or CheckpointError that lists what does not fit and the models that would. No code in it is run.
+    Args:
+        model: Gets the weights, and the report as its attribute `report`.
+        source: A torch or safetensors file, or a state dict; plain or under state_dict, model or net; with or without
+            `module.`; of any floating dtype. No code in it is executed.
+
+    Returns:
+        What was loaded; classifiers of another size are dropped and named in it.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        CheckpointError: It does not fit; the sentence says why, and which models it would fit.
     """
     model.report = checkpoints.load(model, source, candidates=_layouts)
     return model.report
 
 
 def _layouts() -> Iterator[Layout]:
-    """Every model in turn, as names and shapes."""
-    for name, spec in MODELS.items():
-        yield Layout(name, spec.family, _shapes(replace(spec, family="")))
+    """Every model that files are published for, as names and shapes."""
+    for name in MODELS:
+        spec = declaration(name)
+        if checkpoints.RENAMES[spec.family]:
+            yield Layout(name, spec.family, _shapes(replace(spec, family="")))
 
 
 @cache
 def _shapes(spec: Model) -> Mapping[str, tuple[int, ...]]:
     """Built once for all models that differ in family only, on the meta device: no memory, no random numbers."""
-    with torch.device("meta"):
-        return Layout.of(_build("", spec, Sizes(751, 6, spec.input_size))).shapes
+    sizes = Sizes(751, 6, spec.input_size)
+    try:
+        with torch.device("meta"):
+            return Layout.of(_build("", spec, sizes)).shapes
+    except ValueError:  # a network of a user's own that looks at values
+        with torch.random.fork_rng():
+            return Layout.of(_build("", spec, sizes)).shapes

@@ -41,7 +41,7 @@ def card_text(card: Card) -> str:
         f"  input      RGB {card.input_size[0]} x {card.input_size[1]}, mean {card.mean}, std {card.std}",
         f"  feature    {card.feature_dim} values",
         f"  cost       {card.cost.params / 1e6:.2f} M parameters, {card.cost.macs / 1e9:.2f} G multiply-adds an image",
-        f"  CAM        read at {card.cam_layer}, {' x '.join(map(str, card.cam_map))}",
+        f"  CAM        read at {card.cam_layer}, {' x '.join(map(str, card.cam_map))}" if card.cam_map else "",
         f"  recipe     {card.recipe}",
     ]
     if card.same_network:
@@ -66,7 +66,7 @@ def card_text(card: Card) -> str:
         lines.append(f"weights {weights.name}: {weights.row.link}")
         if weights.by_hand:
             lines.append(f"  needs a browser; looked for as {weights.file_name} in the weights folder")
-    return "\n".join(lines)
+    return "\n".join(filter(None, lines))
 
 
 def trained_on(name: str) -> list[str]:

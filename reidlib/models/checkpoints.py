@@ -176,6 +176,9 @@ RENAMES: dict[str, Rules] = {
         *_OSNET,
         (r"^", "network."),
     ),
+    # No other project publishes files of these.
+    "timm": (),
+    "own": (),
 }
 
 # Files of a family that have a key like this follow other rules.

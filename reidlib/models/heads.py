@@ -64,7 +64,6 @@ _POOLS = {
     "avg": partial(nn.AdaptiveAvgPool2d, 1),
     "gem": GeM,
     "gem3": partial(GeM, trainable=False),  # p stays 3, and is in no file
-    "none": nn.Identity,  # for what is a vector already
 }
 
 
@@ -75,9 +74,10 @@ class Head(RetrievalModule):
     1903.07071): its shift stays zero and the classifier has no bias.
 
     Args:
-        channels: Of the map (B, channels, h, w) that the head is called with, or the vector (B, channels).
+        channels: Of the map (B, channels, h, w) that the head is called with, or the vector (B, channels), which is not
+            pooled.
         num_classes: Identities in training; None or 0 leaves the classifier out.
-        pool: "avg", "gem" with a learned exponent, "gem3" with exponent 3, or "none" for a vector.
+        pool: "avg", "gem" with a learned exponent, or "gem3" with exponent 3.
         embed: Width of an embedding by linear layer, batch norm and ReLU; None for no embedding.
         reduce: Width of an embedding by a linear layer alone.
         dropout: Share of the embedding that training drops before the classifier.
@@ -117,8 +117,8 @@ class Head(RetrievalModule):
             self.neck.bias.requires_grad_(False)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pool and embed a map, (B, channels, h, w) to (B, feature_dim): the vector before the neck."""
-        x = self.pool(x).flatten(1)  # (B, channels)
+        """Pool and embed a map (B, channels, h, w), or embed a vector, to (B, feature_dim): what the neck takes."""
+        x = self.pool(x).flatten(1) if x.ndim == 4 else x  # (B, channels)
         return x if self.embedding is None else self.embedding(x)
 
     def features(self, x: Tensor) -> Tensor:

@@ -209,11 +209,16 @@ def stripes(x: Tensor, count: int) -> list[Tensor]:
     return [x[:, :, start : start + rows] for start in starts]
 
 
-def fold_norms(module: nn.Module) -> None:
+def fold_norms(module: nn.Module) -> int:
     """Fold every batch norm into the convolution registered just before it, in place; for eval mode only.
 
-    In all trunks here the one's output is the other's input. Subclasses, which may do more than norm, are left alone.
+    In all trunks of the zoo the one's output is the other's input. Subclasses, which may do more than norm, are left
+    alone.
+
+    Returns:
+        How many were folded.
     """
+    count = 0
     before: tuple[str, nn.Module] = ("", module)
     for name, child in module.named_children():
         conv_name, conv = before
@@ -221,7 +226,9 @@ def fold_norms(module: nn.Module) -> None:
         if type(child) is nn.BatchNorm2d and type(conv) is nn.Conv2d and conv.out_channels == child.num_features:
             setattr(module, conv_name, fuse_conv_bn_eval(conv, child))
             setattr(module, name, nn.Identity())
-        fold_norms(child)
+            count += 1
+        count += fold_norms(child)
+    return count
 
 
 def init_weights(module: nn.Module) -> None:

@@ -1,96 +1,85 @@
-"""A user's own network as a declaration of the zoo: a plain function, with a BNNeck head put behind it.
+"""A user's own network as a model: checked when it is built, and given the standard head if it has none.
 
-`build(num_classes, input_size)` gives a module that takes normalised images (B, 3, H, W) and gives a feature map
-(B, C, h, w) or a vector (B, D); the package adds pooling, the neck of Luo et al. ("Bag of Tricks", CVPR workshops 2019)
-and the classifier. One that gives a `RetrievalModule` with `feature_dim` and `cam_layer` is taken as it is.
+A plain function or class `build(num_classes, input_size)` gives a `torch.nn.Module` that turns normalised images
+(B, 3, H, W) into a map (B, C, h, w) or a vector (B, D); pooling, BNNeck and classifier are added. For several heads or
+scores of its own it gives a `RetrievalModule` instead, which has `feature_dim`, `features(x, camids=None)` and
+`outputs(x, camids=None)`.
 """
 
+import inspect
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reidlib.models.heads import Head, RetrievalModule
+from reidlib.models.backbones import Wrapped, output_shape
+from reidlib.models.heads import Outputs, RetrievalModule
 from reidlib.models.layers import in_mode
-from reidlib.models.wirings import Factory, Network, Sizes
-from reidlib.models.zoo import Model
+from reidlib.models.wirings import Baseline, Factory, Sizes
 
 
-class OwnNetwork(Network):
-    """A module of a user's with a head behind it.
-
-    Args:
-        module: Gives a map (B, C, h, w) or a vector (B, D).
-        head: Factory of the head, called with channels, num_classes and pool.
-        sizes: What the network must know of the data.
-        name: The model's name, for messages.
-    """
-
-    def __init__(self, module: nn.Module, head: Factory, sizes: Sizes, *, name: str) -> None:
-        super().__init__(lambda: module)
-        shape = _shape(module, sizes.input_size, name)
-        self.head = head(shape[1], sizes.num_classes, pool="avg" if len(shape) == 4 else "none")
-        self.is_map = len(shape) == 4
-
-    @property
-    def feature_dim(self) -> int:
-        return self.head.feature_dim
-
-    @property
-    def cam_layer(self) -> nn.Module:
-        found = getattr(self.backbone, "cam_layer", None)
-        if found is None and not self.is_map:
-            raise ValueError("the network gives a vector, not a map: set its cam_layer to the module with the last map")
-        return self.backbone if found is None else found
-
-    def features(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
-        return self.head.features(self.backbone(x))
-
-    def outputs(self, x: Tensor, camids: Tensor | None = None) -> Any:
-        return self.head.outputs(self.backbone(x))
-
-
-def _shape(module: nn.Module, input_size: tuple[int, int], name: str) -> tuple[int, ...]:
-    """The shape that a module gives for two images; ValueError if it is neither a map nor a vector."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with torch.no_grad(), in_mode(module, training=False):
-        try:
-            out = module(torch.zeros(2, 3, *input_size, device=device))
-        except Exception as error:
-            size = "{} x {}".format(*input_size)
-            raise ValueError(
-                f"the network {name} cannot take images of {size}: {type(error).__name__}: {error}"
-            ) from error
-    if not isinstance(out, Tensor) or out.ndim not in (2, 4) or len(out) != 2 or not out.is_floating_point():
-        what = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
-            f"the network {name} gives {what}: it must give a map (B, C, h, w) or a vector (B, D) of floats"
-        )
-    return tuple(out.shape)
-
-
-def as_model(name: str, thing: Any) -> Model:
-    """Give the declaration of a user's network.
+def own_factory(name: str, build: object) -> Callable[[Sizes], nn.Module]:
+    """Check that `build` can be called, and give what calls it.
 
     Args:
-        name: Its name in the zoo.
-        thing: A `Model`, or `build(num_classes, input_size)`.
+        name: The model's name, for errors.
+        build: A function or class of `num_classes` (0 for none) and `input_size`, (height, width).
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is something else.
     """
-    if isinstance(thing, Model):
-        return thing
-    if not callable(thing):
-        raise ValueError(f"the network {name} is a {type(thing).__name__}: give a function that builds it, or a Model")
-    wiring: Callable[..., nn.Module] = partial(_wire, name=name)
-    return Model(thing, partial(Head, neck="bn"), family="own", recipe="toy", wiring=wiring)
+    asked = "a function or class build(num_classes, input_size) that gives a torch.nn.Module"
+    if isinstance(build, nn.Module) or not callable(build):
+        raise ValueError(f"the model {name} is a {type(build).__name__}: it must be a Model, or {asked}")
+    try:
+        inspect.signature(build).bind(751, (256, 128))
+    except TypeError:
+        given = f"{getattr(build, '__name__', 'a function')}{inspect.signature(build)}"
+        raise ValueError(f"the model {name} is built by {given}: it must be {asked}") from None
+
+    def factory(sizes: Sizes) -> nn.Module:
+        network = build(sizes.num_classes or 0, sizes.input_size)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"the function of the model {name} gives a {type(network).__name__}: it must be {asked}")
+        if isinstance(network, RetrievalModule):
+            _check(name, network, sizes)
+            return network
+        return Wrapped(network, sizes.input_size, output_shape(network, sizes.input_size, f"the model {name}"))
+
+    return factory
 
 
-def _wire(backbone: Factory, head: Factory, sizes: Sizes, *, name: str) -> nn.Module:
-    module = backbone(sizes.num_classes, sizes.input_size)
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"the network {name} is built as a {type(module).__name__}: return an nn.Module")
-    return module if isinstance(module, RetrievalModule) else OwnNetwork(module, head, sizes, name=name)
+def own_network(backbone: Callable[[Sizes], nn.Module], head: Factory, sizes: Sizes) -> RetrievalModule:
+    """The wiring of a user's network: as it is, or with the head that it lacks."""
+    network = backbone(sizes)
+    return network if isinstance(network, RetrievalModule) else Baseline(lambda: network, head, sizes)
+
+
+def _check(name: str, network: RetrievalModule, sizes: Sizes) -> None:
+    """ValueError if a network does not keep what the class promises."""
+    width, device = getattr(network, "feature_dim", None), next((p.device for p in network.parameters()), None)
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"the model {name} has feature_dim {width!r}: set it to the width of its features")
+    x = torch.zeros(2, 3, *sizes.input_size, device=device)
+    camids = torch.zeros(2, dtype=torch.int64, device=device)
+    with torch.no_grad(), in_mode(network, training=False):
+        feats, outputs = network.features(x, camids), network.outputs(x, camids)
+    if _shape(feats) != (2, width):
+        raise ValueError(f"features() of the model {name} gives {_described(feats)} for two images, not (2, {width})")
+    if not isinstance(outputs, Outputs) or not all(isinstance(each, list | tuple) for each in outputs):
+        raise ValueError(f"outputs() of the model {name} gives a {type(outputs).__name__}: return Outputs(lists)")
+    for field, columns in (("logits", sizes.num_classes), ("embeddings", None)):
+        for y in getattr(outputs, field):
+            if _shape(y) != (2, columns or (*_shape(y), 0)[1]):
+                asked = f"(2, {columns or 'D'})"
+                raise ValueError(f"outputs() of the model {name} has {field} of {_described(y)}, not {asked}")
+    if not outputs.embeddings:
+        raise ValueError(f"outputs() of the model {name} has no embeddings: give at least the features")
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _described(value: object) -> str:
+    return f"shape {_shape(value)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -6,6 +6,7 @@ of the class `Network`: `features(x, camids=None)`, `outputs(x, camids=None)`, `
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -36,22 +37,31 @@ class Network(RetrievalModule):
     def __init__(self, backbone: Factory) -> None:
         super().__init__()
         self.backbone = backbone()
+        if not hasattr(self.backbone, "channels"):
+            kind = type(self.backbone).__name__
+            raise ValueError(f"the backbone {kind} has no attribute `channels`: set it to the width of what it gives")
 
     def forward(self, x: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
         return super().forward(x, camids)
 
     @property
-    def cam_layer(self) -> nn.Module:
+    def cam_layer(self) -> nn.Module | None:
+        """The module whose output is the last map; None if it must be looked for."""
         return getattr(self.backbone, "cam_layer", self.backbone)
+
+    def cam_map(self, activation: Tensor) -> Tensor | None:
+        """The output of `cam_layer` as a map (B, C, h, w); a convolutional trunk's output is one already."""
+        return self.backbone.cam_map(activation) if hasattr(self.backbone, "cam_map") else activation
 
     @property
     def min_size(self) -> int:
         """The smallest side of an image that the trunk takes, in pixels."""
         return getattr(self.backbone, "min_size", 32)
 
-    def cam_map(self, activation: Tensor) -> Tensor:
-        """The output of `cam_layer` as a map (B, C, h, w); a convolutional trunk's output is one already."""
-        return activation
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """The only (height, width) that the trunk takes; None if it takes any."""
+        return getattr(self.backbone, "fixed_size", None)
 
 
 class Baseline(Network):
@@ -70,6 +80,13 @@ class Baseline(Network):
 
     def outputs(self, x: Tensor, camids: Tensor | None = None) -> Outputs:
         return self.head.outputs(self.backbone(x))
+
+
+class Sized(Baseline):
+    """One trunk, whose factory is called with the size of the images, and one head."""
+
+    def __init__(self, backbone: Factory, head: Factory, sizes: Sizes) -> None:
+        super().__init__(partial(backbone, sizes.input_size), head, sizes)
 
 
 class Branches(Network):
@@ -258,6 +275,7 @@ class ReIDModel(nn.Module):
         report: What the last load of weights did, a `checkpoints.Report`; None before one.
         num_classes, num_cameras, input_size: What it was built for; input_size is (height, width).
         mean, std: Of the RGB channels in [0, 1].
+        interpolation: How images were resized for its published weights; what resizes them is the loader.
         feature_dim: Width of the features.
         cam_layer: The module whose output is the last map; `cam_map(output)` gives it as (B, C, h, w).
 
@@ -274,6 +292,7 @@ class ReIDModel(nn.Module):
         sizes: Sizes,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
         self.network = network
@@ -281,7 +300,8 @@ class ReIDModel(nn.Module):
         self.init = "random"  # the weights that it was built with, by their name
         self.report = None  # what the last load of weights did: a checkpoints.Report
         self.num_classes, self.num_cameras, self.input_size = sizes
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.interpolation = mean, std, interpolation
+        self._cam_name = ""  # of the module that `cam_layer` found
         self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -291,10 +311,45 @@ class ReIDModel(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        return self.network.cam_layer
+        """The module whose output is the last map. ValueError if the features depend on no map."""
+        if (layer := getattr(self.network, "cam_layer", None)) is not None:
+            return layer
+        self._cam_name = self._cam_name or self._last_map()
+        return self.network.get_submodule(self._cam_name)
 
-    def cam_map(self, activation: Tensor) -> Tensor:
-        return self.network.cam_map(activation)
+    def cam_map(self, activation: Tensor) -> Tensor | None:
+        """Give the output of `cam_layer` as a map (B, C, h, w)."""
+        if hasattr(self.network, "cam_map"):
+            return self.network.cam_map(activation)
+        return activation if activation.ndim == 4 and min(activation.shape[2:]) > 1 else None
+
+    def _last_map(self) -> str:
+        """The name of the module that is the last to give a map that the features depend on."""
+        names = {module: name for name, module in self.network.named_modules()}
+        given: list[tuple[str, Tensor]] = []
+
+        def keep(module: nn.Module, inputs: object, output: object) -> None:
+            projects = isinstance(module, nn.Linear)  # as attention does for itself
+            if isinstance(output, Tensor) and not projects and self.cam_map(output) is not None:
+                given.append((names[module], output))
+
+        handles = [module.register_forward_hook(keep) for module in names]
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), in_mode(self, training=False):
+                pixels = self.pixel_mean.new_ones(1, 3, *self.input_size).requires_grad_()
+                feats = self.network.features(pixels)[0]
+                length = (feats * torch.linspace(0, 1, len(feats), device=feats.device)).sum()  # a norm hides the sum
+                for name, output in reversed(given):
+                    (gradient,) = torch.autograd.grad(length, output, retain_graph=True, allow_unused=True)
+                    if gradient is not None and self.cam_map(gradient).any():
+                        return name
+        finally:
+            for handle in handles:
+                handle.remove()
+        raise ValueError(
+            f"the features of {self.name} come from no map (B, C, h, w), so that there is nothing to draw a CAM of: "
+            "give the network an attribute `cam_layer`, and `cam_map(output)` if that layer gives no map"
+        )
 
     def forward(self, images: Tensor, camids: Tensor | None = None) -> Tensor | Outputs:
         out = self.network(self.normalise(images), camids)
@@ -321,21 +376,38 @@ class ReIDModel(nn.Module):
         return torch.stack([x if x.dtype == torch.float64 else x.float() for x in logits]).mean(0)
 
     def output_shapes(self) -> Outputs:
-        """What training gives for two images, as tensors on the meta device: nothing is computed or changed."""
+        """What training gives for two images, as tensors on the meta device; the model is left as it was.
+
+        Nothing is computed, unless a user's network looks at values: then a copy runs on black images.
+        """
+        inputs = torch.zeros(2, 3, *self.input_size, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-        images = torch.empty(2, 3, *self.input_size, device="meta")
-        camids = torch.zeros(2, dtype=torch.int64, device="meta")
-        with in_mode(self, training=True):
-            return torch.func.functional_call(self, shapes, (images, camids))
+        try:
+            with torch.device("meta"), in_mode(self, training=True):
+                return torch.func.functional_call(self, shapes, inputs)
+        except (RuntimeError, NotImplementedError):
+            with torch.random.fork_rng(), torch.no_grad():
+                inputs = [torch.zeros_like(x, device=self.pixel_mean.device) for x in inputs]
+                return Outputs(*([y.to("meta") for y in ys] for ys in copy.deepcopy(self).train()(*inputs)))
 
     def fuse(self) -> "ReIDModel":
-        """A copy for evaluation, its batch norms folded into the convolutions before them: the same features, up to
-        rounding, with fewer passes over memory. It can be neither trained nor loaded into.
+        """Copy the model for evaluation, with its batch norms folded into the convolutions before them.
+
+        Returns:
+            A copy that gives the same features, up to rounding, with fewer passes over memory. It can be neither
+            trained nor loaded into. If folding would change the features, as in a network whose norms do not follow the
+            convolutions that they are registered after, nothing is folded.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_norms(fused)
-        return fused
+        if not fold_norms(fused):
+            return fused
+        pixels = torch.linspace(-1, 1, 3 * self.input_size[0] * self.input_size[1], device=self.pixel_mean.device)
+        pixels = pixels.to(self.pixel_mean.dtype).view(1, 3, *self.input_size)
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False), in_mode(self, training=False):
+            expected, feats = self.network(pixels), fused.network(pixels)
+        same = (feats - expected).abs().max() <= 1e-3 * expected.abs().max()
+        return fused if same else copy.deepcopy(self).eval().requires_grad_(False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 or float in [0, 1] to the network's own scale and dtype."""
@@ -344,9 +416,11 @@ class ReIDModel(nn.Module):
             raise ValueError(
                 f"{self.name} takes RGB images of shape (B, 3, H, W), got {shape}: permute or unsqueeze them"
             )
-        if min(images.shape[2:]) < (least := self.network.min_size):
-            size = "{} x {}".format(*images.shape[2:])
+        size = "{} x {}".format(*images.shape[2:])
+        if min(images.shape[2:]) < (least := getattr(self.network, "min_size", 1)):
             raise ValueError(f"{self.name} takes images of {least} x {least} or more, got {size}: enlarge them")
+        if (only := getattr(self.network, "fixed_size", None)) and tuple(images.shape[2:]) != only:
+            raise ValueError(f"{self.name} was built for images of {only[0]} x {only[1]}, got {size}: give input_size")
         if images.dtype == torch.uint8:
             images = images.to(self.pixel_mean.dtype) / 255
         elif not images.is_floating_point():

@@ -6,7 +6,7 @@ files the model loads, and so the rename rules in `checkpoints.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from torch import nn
 
@@ -25,30 +25,44 @@ from reidlib.models.backbones import (
     SENet,
     ShuffleNet,
     SqueezeNet,
+    TimmTrunk,
     ViT,
+    check_timm_name,
+    timm_facts,
     timm_trunk,
 )
+from reidlib.models.checkpoints import RENAMES
 from reidlib.models.heads import AttentionHead, Head, MeanHead, MidHead, ScoreHead
-from reidlib.models.wirings import ABD, MGN, Baseline, Branches, TransReID
+from reidlib.models.own import own_factory, own_network
+from reidlib.models.wirings import ABD, MGN, Baseline, Branches, Sized, TransReID
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A declaration: `wiring(backbone, head, sizes)` is the network. `input_size` is (height, width).
+    """A declaration: `wiring(backbone, head, sizes)` is the network.
 
-    `recipe` is the name of the training settings that it was published with.
+    Attributes:
+        backbone: Factory of the trunk, which has an attribute `channels`.
+        head: Factory of the head, called with the channels and the number of classes.
+        family: The project whose files the model loads: a key of `checkpoints.RENAMES`.
+        recipe: Name of the training settings that it was published with.
+        wiring: Class of `wirings` that puts the two together.
+        input_size: (height, width) of the images.
+        mean, std: Of the RGB channels in [0, 1].
+        interpolation: How images were resized for the published weights.
     """
 
     backbone: Callable[..., nn.Module]
     head: Callable[..., nn.Module]
-    family: str
+    family: str = "own"
     recipe: str = "torchreid_softmax"
     wiring: Callable[..., nn.Module] = Baseline
     input_size: tuple[int, int] = (256, 128)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
 
 
 _torchreid = partial(Model, family="torchreid")
@@ -194,7 +208,7 @@ MODELS |= {
 # TransReID: He et al., ICCV 2021, arXiv 2102.04378. Reference: damo-cv/TransReID.
 _transreid = partial(
     Model,
-    head=partial(Head, pool="none", neck="bn", feats="before"),
+    head=partial(Head, neck="bn", feats="before"),
     family="TransReID",
     recipe="transreid",
     mean=(0.5, 0.5, 0.5),
@@ -217,8 +231,23 @@ ALIASES = {
 }
 
 
+TIMM = "timm/"  # before the name of a model of timm
+# A mean, not GeM: the maps of many of these trunks end in a norm, and GeM drops what is below zero.
+_BNNECK = partial(Head, neck="bn")
+
+
 def canonical_name(name: str) -> str:
-    """Give today's name of a model; ValueError for a name that is not in MODELS, with the nearest ones."""
+    """Give today's name of a model.
+
+    Args:
+        name: A key of MODELS, one of ALIASES, or "timm/" and a name of timm's.
+
+    Raises:
+        ValueError: There is none of that name; the nearest ones are given.
+    """
+    if name.startswith(TIMM):
+        check_timm_name(name.removeprefix(TIMM))
+        return name
     name = ALIASES.get(name, name)
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
@@ -226,5 +255,39 @@ def canonical_name(name: str) -> str:
 
 
 def declaration(name: str) -> Model:
-    """Give the declaration behind a model's name; ValueError as from `canonical_name`."""
-    return MODELS[canonical_name(name)]
+    """Give the declaration behind a model's name; arguments and errors as for `canonical_name`."""
+    name = canonical_name(name)
+    return timm_model(name) if name.startswith(TIMM) else as_model(name, MODELS[name])
+
+
+@cache
+def timm_model(name: str) -> Model:
+    """Declare a model of timm: its trunk, with the standard BNNeck head on its map or vector, trained as BoT.
+
+    Args:
+        name: "timm/" and one of `timm.list_models()`, with or without the tag of its weights. Mean and std are theirs.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    variant = name.removeprefix(TIMM)
+    facts = timm_facts(variant)
+    trunk = partial(TimmTrunk, variant)
+    return Model(trunk, _BNNECK, "timm", "bot", Sized, facts.input_size, facts.mean, facts.std, facts.interpolation)
+
+
+def as_model(name: str, thing: object) -> Model:
+    """Make a declaration of what a user may put into MODELS.
+
+    Args:
+        name: The model's name.
+        thing: A `Model`, or a function or class `build(num_classes, input_size)` that gives a network; see `own`.
+
+    Raises:
+        ValueError: It is neither, or belongs to an unknown family.
+    """
+    if isinstance(thing, Model):
+        if thing.family not in RENAMES:
+            raise unknown_name(f"family of the model {name}", thing.family, RENAMES)
+        return thing
+    return Model(own_factory(name, thing), _BNNECK, recipe="bot", wiring=own_network)

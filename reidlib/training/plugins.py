@@ -19,7 +19,6 @@ from reidlib.data.transforms import AUGMENTATIONS
 from reidlib.errors import unknown_name
 from reidlib.files import sha256, whole_file
 from reidlib.models import zoo
-from reidlib.models.own import as_model
 from reidlib.paths import runs_root
 from reidlib.training.losses import LOSSES
 from reidlib.training.recipes import CLASS_RECIPES, RECIPES, Recipe
@@ -81,7 +80,7 @@ def _add(path: Path) -> None:
             del TABLES[table][key], _added[table, key]
     for table, things in entries.items():
         for key, thing in things.items():
-            TABLES[table][key] = as_model(key, thing) if table == "MODELS" else thing
+            TABLES[table][key] = zoo.as_model(key, thing) if table == "MODELS" else thing
             _added[table, key] = path.name
 
 

@@ -23,6 +23,7 @@ from reidlib.models.backbones.resnet import ResNet
 from reidlib.models.backbones.shufflenet import ShuffleNet
 from reidlib.models.backbones.squeezenet import BypassSqueezeNet
 from reidlib.models.backbones.vit import ViT
+from reidlib.models.backbones.wrapped import TimmTrunk, Wrapped, check_timm_name, output_shape, timm_facts, timm_names
 
 __all__ = [
     "HACNN",
@@ -38,7 +39,13 @@ __all__ = [
     "SENet",
     "ShuffleNet",
     "SqueezeNet",
+    "TimmTrunk",
     "ViT",
+    "Wrapped",
+    "check_timm_name",
     "imagenet_state",
+    "output_shape",
+    "timm_facts",
+    "timm_names",
     "timm_trunk",
 ]

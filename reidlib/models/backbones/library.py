@@ -124,8 +124,16 @@ def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Modu
     return net
 
 
-def imagenet_state(source: str) -> dict[str, Tensor]:
-    """ImageNet's weights as torchvision or timm has them: "torchvision/resnet50". OSError and more, without network."""
+def imagenet_state(source: str, **options: object) -> dict[str, Tensor]:
+    """Give a library's trained weights, downloading them if they are not in its cache.
+
+    Args:
+        source: "torchvision/resnet50", "timm/convnext_tiny" or likewise.
+        options: How timm builds the model: `img_size` resizes position embeddings.
+
+    Raises:
+        OSError: There is no network; the libraries raise other kinds of error too.
+    """
     library, _, name = source.partition("/")
     if library == "torchvision":
         weights = get_model_weights(name)["IMAGENET1K_V1"]  # the first, which all published work began with
@@ -136,7 +144,7 @@ def imagenet_state(source: str) -> dict[str, Tensor]:
     from timm import create_model
 
     with torch.random.fork_rng(devices=()):
-        return create_model(name, pretrained=True).state_dict()
+        return create_model(name, pretrained=True, **options).state_dict()
 
 
 class NASNetMobile(nn.Module):

@@ -16,7 +16,7 @@ from reidlib.models.heads import RetrievalModule
 from reidlib.models.printed.costs import CAMERAS, IDENTITIES, Figure, figures
 from reidlib.models.printed.published import SOURCES, Published, published
 from reidlib.models.weights import Weights, published_weights
-from reidlib.models.zoo import MODELS
+from reidlib.models.zoo import MODELS, declaration
 
 
 class Part(NamedTuple):
@@ -44,7 +44,7 @@ class Card(NamedTuple):
     feature_dim: int
     cost: Complexity
     cam_layer: str
-    cam_map: tuple[int, int, int]  # channels, height, width
+    cam_map: tuple[int, ...]  # channels, height, width; () if it is found only once the network has weights
     parts: tuple[Part, ...]
     figures: tuple[Figure, ...]
     results: tuple[Published, ...]
@@ -55,10 +55,9 @@ def card(name: str) -> Card:
     """The card of one of `list_models()`, or of an older spelling; ValueError for an unknown name."""
     with torch.device("meta"):
         model = create_model(name, num_classes=IDENTITIES["market1501"], num_cameras=CAMERAS).eval()
-    cam_name = next(key for key, module in model.named_modules() if module is model.cam_layer)
-    shapes, cam_map = _shapes(model)
+    shapes, cam_name, cam_map = _shapes(model)
     return Card(
-        *(model.name, model.family, same_network(model.name), MODELS[model.name].recipe),
+        *(model.name, model.family, same_network(model.name), declaration(model.name).recipe),
         *(model.input_size, model.mean, model.std, model.feature_dim, complexity(model)),
         *(cam_name, cam_map, tuple(_parts(model.network, shapes))),
         *(figures(model.name), published(model.name), tuple(sorted(published_weights(model.name).values(), key=_age))),
@@ -73,7 +72,7 @@ def same_network(name: str) -> tuple[str, ...]:
     """The other names that are declared with the same trunk, head and wiring, whatever the project and its weights."""
 
     def network(key: str) -> object:
-        spec = MODELS[key]
+        spec = declaration(key)
         return _declared((spec.wiring, spec.backbone, spec.head, spec.input_size))
 
     return tuple(other for other in MODELS if other != name and network(other) == network(name))
@@ -87,15 +86,19 @@ def _declared(value: object) -> object:
     return tuple(map(_declared, value)) if isinstance(value, tuple) else value
 
 
-def _shapes(model: nn.Module) -> tuple[dict[nn.Module, tuple[int, ...]], tuple[int, int, int]]:
-    """The output of every module that runs for one image, without the batch, and the map that a CAM is read from."""
+def _shapes(model: nn.Module) -> tuple[dict[nn.Module, tuple[int, ...]], str, tuple[int, ...]]:
+    """The output of every module that runs for one image, without the batch; where a CAM is read, and its map."""
     outputs: dict[nn.Module, object] = {}
     handles = [module.register_forward_hook(lambda m, _, out: outputs.update({m: out})) for module in model.modules()]
     model(torch.zeros(1, 3, *model.input_size, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta"))
     for handle in handles:
         handle.remove()
-    cam_map = tuple(model.cam_map(outputs[model.cam_layer]).shape[1:])
-    return {module: tuple(out.shape[1:]) for module, out in outputs.items() if isinstance(out, Tensor)}, cam_map
+    shapes = {module: tuple(out.shape[1:]) for module, out in outputs.items() if isinstance(out, Tensor)}
+    layer = model.network.cam_layer
+    if layer is None:  # it is found by gradients, which have no values here
+        return shapes, "", ()
+    name = next(key for key, module in model.named_modules() if module is layer)
+    return shapes, name, tuple(model.cam_map(outputs[layer]).shape[1:])
 
 
 def _parts(network: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> Iterator[Part]:
