@@ -132,7 +132,7 @@ def test_a_cam_is_read_at_the_last_map(own: Callable) -> None:
     images = torch.rand(2, 3, *SIZE)
     model = own(TinyCNN)
     assert model.cam_layer is model.network.backbone
-    assert feature_cam(model, images).shape == (2, *SIZE)
+    assert feature_cam(model, images).shape == (2, 8, 4)
     model = own(pooled_cnn)
     assert model.cam_layer is model.network.backbone.net[0]
     before = [module.training for module in model.modules()]
@@ -141,7 +141,7 @@ def test_a_cam_is_read_at_the_last_map(own: Callable) -> None:
     assert [module.training for module in model.modules()] == before
     model = own(TwoHeads)
     assert model.cam_layer is model.network.conv
-    assert feature_cam(model, images).shape == (2, *SIZE)
+    assert feature_cam(model, images).shape == (2, 16, 8)
 
 
 def test_a_cam_layer_may_be_named(own: Callable) -> None:
@@ -152,7 +152,7 @@ def test_a_cam_layer_may_be_named(own: Callable) -> None:
 
     model = own(Named)
     assert model.cam_layer is model.network.backbone.net.conv1
-    assert feature_cam(model, torch.rand(1, 3, *SIZE)).shape == (1, *SIZE)
+    assert feature_cam(model, torch.rand(1, 3, *SIZE)).shape == (1, 16, 8)
 
 
 def test_a_map_that_the_feature_leaves_out_is_passed_over(own: Callable) -> None:
@@ -211,7 +211,7 @@ def test_a_declaration_joins_as_it_is(own: Callable) -> None:
     assert declaration("mine").recipe == "agw"
     with pytest.raises(ValueError, match="the backbone Conv2d has no attribute `channels`"):
         own(Model(partial(nn.Conv2d, 3, 6, 4, 4), Head))
-    with pytest.raises(ValueError, match="unknown family of the model mine 'torchread': did you mean 'torchreid'"):
+    with pytest.raises(ValueError, match="unknown family of the network mine 'torchread': did you mean 'torchreid'"):
         own(Model(Trunk, Head, family="torchread"))
 
 
@@ -241,19 +241,22 @@ def giving(value: Callable) -> Callable:
 
 
 REFUSED = {
-    "a number": (7, r"the model mine is a int: it must be a Model, or a function or class build\(num_classes"),
-    "a module": (nn.Conv2d(3, 8, 3), "the model mine is a Conv2d: it must be a Model, or a function"),
-    "no arguments": (lambda: None, r"mine is built by <lambda>\(\): it must be a function or class build\("),
-    "no module": (lambda num_classes, input_size: 3, "function of the model mine gives a int: it must be"),
+    "a number": (7, r"the network mine is a int: it must be a Model, or a function or class build\(num_classes"),
+    "a module": (nn.Conv2d(3, 8, 3), "the network mine is a Conv2d: it must be a Model, or a function"),
+    "no arguments": (lambda: None, r"network mine is built by <lambda>\(\): it must be a function or class build\("),
+    "no module": (lambda num_classes, input_size: 3, "the network mine is built as a int: return an nn.Module"),
     "an error": (
         giving(fails),
-        r"mine cannot run on images of shape \(2, 3, 64, 32\) \(RuntimeError: mat1 and mat2",
+        r"network mine cannot take images of 64 x 32: RuntimeError: mat1 and mat2 shapes",
     ),
-    "a tuple": (giving(lambda x: (x, x)), r"the model mine gives a tuple: return a map \(B, C, h, w\) or a vector"),
-    "tokens": (giving(lambda x: x.flatten(2)), r"mine gives a tensor of shape \(2, 3, 2048\) and torch.float32"),
-    "one row": (giving(lambda x: x.mean((2, 3))[:1]), r"mine gives a tensor of shape \(1, 3\)"),
-    "integers": (giving(lambda x: x.mean((2, 3)).long()), r"shape \(2, 3\) and torch.int64 .* of floats"),
-    "nothing": (giving(lambda x: x[:, :0]), r"mine gives a tensor of shape \(2, 0, 64, 32\)"),
+    "a tuple": (
+        giving(lambda x: (x, x)),
+        r"the network mine gives a tuple: it must give a map",
+    ),
+    "tokens": (giving(lambda x: x.flatten(2)), r"mine gives \(2, 3, 2048\) torch.float32: it"),
+    "one row": (giving(lambda x: x.mean((2, 3))[:1]), r"mine gives \(1, 3\)"),
+    "integers": (giving(lambda x: x.mean((2, 3)).long()), r"gives \(2, 3\) torch.int64: .* of floats"),
+    "nothing": (giving(lambda x: x[:, :0]), r"mine gives \(2, 0, 64, 32\)"),
 }
 
 
@@ -276,15 +279,15 @@ class Narrow(TwoHeads):
 
 ONES = torch.ones(2, 5)
 BROKEN = {
-    "feature_dim": (Narrow, "the model mine has feature_dim 0: set it to the width of its features"),
+    "feature_dim": (Narrow, "the network mine has feature_dim 0: set it to the width of its features"),
     "features": (
         changed(features=lambda self, x, camids: x),
-        r"of the model mine gives shape \(2, 3, 64, 32",
+        r"of the network mine gives shape \(2, 3, 64, 32",
     ),
     "no tensor": (changed(features=lambda self, x, camids: None), r"gives a NoneType for two images, not \(2, 16\)"),
     "outputs": (
         changed(outputs=lambda self, x, camids: x),
-        r"of the model mine gives a Tensor: return",
+        r"of the network mine gives a Tensor: return",
     ),
     "a tensor": (
         changed(outputs=lambda self, x, camids: Outputs(ONES, [ONES])),
@@ -292,7 +295,7 @@ BROKEN = {
     ),
     "logits": (
         changed(outputs=lambda self, x, camids: Outputs([ONES[:, :4]], [ONES])),
-        r"outputs\(\) of the model mine has logits of shape \(2, 4\), not \(2, 5\)",
+        r"outputs\(\) of the network mine has logits of shape \(2, 4\), not \(2, 5\)",
     ),
     "embeddings": (
         changed(outputs=lambda self, x, camids: Outputs([ONES], [ONES[0]])),
@@ -309,7 +312,7 @@ def test_a_broken_contract_is_refused_in_one_sentence(own: Callable, thing: obje
 
 
 def test_as_model_refuses_before_anything_is_built() -> None:
-    with pytest.raises(ValueError, match="the model mine is a str"):
+    with pytest.raises(ValueError, match="the network mine is a str"):
         as_model("mine", "resnet50")
     assert as_model("mine", MODELS["resnet50"]) is MODELS["resnet50"]
 

@@ -30,21 +30,21 @@ def own_factory(name: str, build: object) -> Callable[[Sizes], nn.Module]:
     """
     asked = "a function or class build(num_classes, input_size) that gives a torch.nn.Module"
     if isinstance(build, nn.Module) or not callable(build):
-        raise ValueError(f"the model {name} is a {type(build).__name__}: it must be a Model, or {asked}")
+        raise ValueError(f"the network {name} is a {type(build).__name__}: it must be a Model, or {asked}")
     try:
         inspect.signature(build).bind(751, (256, 128))
     except TypeError:
         given = f"{getattr(build, '__name__', 'a function')}{inspect.signature(build)}"
-        raise ValueError(f"the model {name} is built by {given}: it must be {asked}") from None
+        raise ValueError(f"the network {name} is built by {given}: it must be {asked}") from None
 
     def factory(sizes: Sizes) -> nn.Module:
         network = build(sizes.num_classes or 0, sizes.input_size)
         if not isinstance(network, nn.Module):
-            raise ValueError(f"the function of the model {name} gives a {type(network).__name__}: it must be {asked}")
+            raise ValueError(f"the network {name} is built as a {type(network).__name__}: return an nn.Module")
         if isinstance(network, RetrievalModule):
             _check(name, network, sizes)
             return network
-        return Wrapped(network, sizes.input_size, output_shape(network, sizes.input_size, f"the model {name}"))
+        return Wrapped(network, sizes.input_size, output_shape(network, sizes.input_size, f"the network {name}"))
 
     return factory
 
@@ -59,22 +59,22 @@ def _check(name: str, network: RetrievalModule, sizes: Sizes) -> None:
     """ValueError if a network does not keep what the class promises."""
     width, device = getattr(network, "feature_dim", None), next((p.device for p in network.parameters()), None)
     if not isinstance(width, int) or width < 1:
-        raise ValueError(f"the model {name} has feature_dim {width!r}: set it to the width of its features")
+        raise ValueError(f"the network {name} has feature_dim {width!r}: set it to the width of its features")
     x = torch.zeros(2, 3, *sizes.input_size, device=device)
     camids = torch.zeros(2, dtype=torch.int64, device=device)
     with torch.no_grad(), in_mode(network, training=False):
         feats, outputs = network.features(x, camids), network.outputs(x, camids)
     if _shape(feats) != (2, width):
-        raise ValueError(f"features() of the model {name} gives {_described(feats)} for two images, not (2, {width})")
+        raise ValueError(f"features() of the network {name} gives {_described(feats)} for two images, not (2, {width})")
     if not isinstance(outputs, Outputs) or not all(isinstance(each, list | tuple) for each in outputs):
-        raise ValueError(f"outputs() of the model {name} gives a {type(outputs).__name__}: return Outputs(lists)")
+        raise ValueError(f"outputs() of the network {name} gives a {type(outputs).__name__}: return Outputs(lists)")
     for field, columns in (("logits", sizes.num_classes), ("embeddings", None)):
         for y in getattr(outputs, field):
             if _shape(y) != (2, columns or (*_shape(y), 0)[1]):
                 asked = f"(2, {columns or 'D'})"
-                raise ValueError(f"outputs() of the model {name} has {field} of {_described(y)}, not {asked}")
+                raise ValueError(f"outputs() of the network {name} has {field} of {_described(y)}, not {asked}")
     if not outputs.embeddings:
-        raise ValueError(f"outputs() of the model {name} has no embeddings: give at least the features")
+        raise ValueError(f"outputs() of the network {name} has no embeddings: give at least the features")
 
 
 def _shape(value: object) -> tuple[int, ...]:

@@ -288,6 +288,6 @@ def as_model(name: str, thing: object) -> Model:
     """
     if isinstance(thing, Model):
         if thing.family not in RENAMES:
-            raise unknown_name(f"family of the model {name}", thing.family, RENAMES)
+            raise unknown_name(f"family of the network {name}", thing.family, RENAMES)
         return thing
     return Model(own_factory(name, thing), _BNNECK, recipe="bot", wiring=own_network)

@@ -64,18 +64,15 @@ def output_shape(net: nn.Module, input_size: tuple[int, int], name: str) -> tupl
     """
     device = next((p.device for p in net.parameters()), None)
     x = torch.zeros(2, 3, *input_size, device=device)
-    asked = "return a map (B, C, h, w) or a vector (B, D) of floats"
     try:
         with torch.no_grad(), in_mode(net, training=False):
             y = net(x)
     except Exception as error:  # whatever a network of others raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{name} cannot run on images of shape {tuple(x.shape)} ({reason})") from error
-    if not isinstance(y, Tensor):
-        raise ValueError(f"{name} gives a {type(y).__name__}: {asked}")
-    if y.ndim not in (2, 4) or len(y) != 2 or not y.numel() or not y.is_floating_point():
-        shapes = f"shape {tuple(y.shape)} and {y.dtype} for images of shape {tuple(x.shape)}"
-        raise ValueError(f"{name} gives a tensor of {shapes}: {asked}")
+        raise ValueError(f"{name} cannot take images of {input_size[0]} x {input_size[1]}: {reason}") from error
+    given = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+    if not isinstance(y, Tensor) or y.ndim not in (2, 4) or len(y) != 2 or not y.numel() or not y.is_floating_point():
+        raise ValueError(f"{name} gives {given}: it must give a map (B, C, h, w) or a vector (B, D) of floats")
     return tuple(y.shape[1:])
 
 
@@ -149,7 +146,7 @@ def _fitted(variant: str, size: tuple[int, int]) -> tuple[dict[str, object], tup
         try:
             with torch.device("meta"):
                 net = create_model(variant, **options)
-                shape = output_shape(net, size, f"timm/{variant}")
+                shape = output_shape(net, size, "it")
         except Exception as error:  # each of timm's thousand models has errors of its own
             errors.append(error)
             continue
@@ -157,8 +154,9 @@ def _fitted(variant: str, size: tuple[int, int]) -> tuple[dict[str, object], tup
         if len(shape) == 3 and shape[0] not in widths and shape[2] in widths:
             return options, (shape[2], *shape[:2]), True
         return options, shape, False
-    reason = next((str(error) for error in errors if not isinstance(error, TypeError)), str(errors[-1]))
-    raise ValueError(f"timm/{variant} takes no images of {size[0]} x {size[1]} ({' '.join(reason.split())[:200]})")
+    error = next((error for error in errors if not isinstance(error, TypeError)), errors[-1])
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    raise ValueError(f"timm/{variant} takes no images of {size[0]} x {size[1]} ({reason})")
 
 
 class TimmFacts(NamedTuple):
