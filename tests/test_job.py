@@ -176,3 +176,21 @@ def test_text_is_read_as_the_type(text: str, kind: type, value: object) -> None:
 def test_text_of_another_type_is_refused(text: str, kind: type, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_text("p", text, kind)
+
+
+def test_what_may_change_on_resume_stands_in_params_json(tiny) -> None:
+    def stop(history: list) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Job.from_params(QUICK | {"run": "r", "epochs": 3}).train(on_epoch=stop)
+    more = {"workers": 1, "settings": {"eval_every": 1, "patience": 9, "keep_every": 1}}
+    history = Job.from_params(QUICK | {"run": "r", "epochs": 3} | more).train()
+    assert ["mAP" in row for row in history] == [True, False, True, True]
+    run = reidlib.Run.open("r")
+    assert {name: run.params[name] for name in ("workers", "eval_every", "patience", "keep_every")} == {
+        "workers": 1, "eval_every": 1, "patience": 9, "keep_every": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"lr 0\.003 → 0\.1"):
+        Job.from_params(QUICK | {"run": "r", "epochs": 3, "lr": 0.1}).train()
+    assert run.params["lr"] == 0.003  # what was refused is not written down

@@ -32,7 +32,7 @@ def write(folder: Path, text: str, name: str = "mine.py") -> str:
     return str(folder / name)
 
 
-def test_an_idea_trains_and_every_page_opens_its_run(tiny) -> None:
+def test_an_idea_trains_and_every_page_opens_its_run(tiny, tmp_path: Path) -> None:
     idea = {"model": "three_stages", "losses": ["compact=0.1"], "augment": ["random_flip", "random_grey=0.5"]}
     job = Job.from_params(QUICK | idea | {"plugins": str(IDEAS), "run": "idea"})
     history = job.train()
@@ -48,6 +48,9 @@ def test_an_idea_trains_and_every_page_opens_its_run(tiny) -> None:
 
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     assert len(feature_cam(model, images)) == 2
+    changed = Job.from_params(run.params | {"plugins": write(tmp_path, IDEAS.read_text() + "#", IDEAS.name)})
+    with pytest.raises(ValueError, match="the plug-ins of idea changed since it began"):
+        changed.train()
     again = Job.from_params(run.params)
     assert (again.recipe, again.plan) == (job.recipe, job.plan)
 

@@ -187,13 +187,26 @@ class Job:
         """
         check.stop_if_unsound(self.findings, skip_check=self.plan.skip_check)
         run, model = self.run, self.model
+
+        began = run.params if run.is_run and self.plan.resume == "auto" else {}
+        if began.get("plugin_files") not in (None, self.params["plugin_files"]):
+            raise ValueError(
+                f"the plug-ins of {run.name} have changed since it began: choose another `run`, or restart"
+            )
+
+        def after_epoch(history: History) -> None:
+            keep_plugins(self._plugins, run.path)
+            if run.params != self.params:  # what may change when a run resumes
+                run.write_json("params.json", self.params)
+            if on_epoch:
+                on_epoch(history)
+
         if self.setup.num_processes > 1 and rank_and_world()[1] == 1:
-            history = run_processes(self.params, model, run, self.setup.num_processes, on_epoch)
+            history = run_processes(self.params, model, run, self.setup.num_processes, after_epoch)
         else:
             task = pretrain if self.plan.task == PRETRAIN else fit
-            history = task(model, self.data, run, self.recipe, self.setup, on_epoch=on_epoch)
+            history = task(model, self.data, run, self.recipe, self.setup, on_epoch=after_epoch)
         if rank_and_world()[0] == 0:
-            keep_plugins(self._plugins, run.path)
             best, first = best_row(history, self.score), history[0]
             scores = {name: value for name, value in best.items() if name in first and name not in _NO_SCORES}
             untrained = {name: first[name] for name in scores}
