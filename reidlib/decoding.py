@@ -4,16 +4,19 @@ Pillow would open some 40 formats by their content, whatever the name: an EPS ca
 to Ghostscript.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")  # those that torchvision's ImageFolder takes
 MAX_PIXELS = 2**26  # 8192 × 8192, 192 MiB as RGB
+_WITH_ORIENTATION = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow would look for it
 _ORIENTATION = 0x0112  # EXIF tag; its values, and what puts them right
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +34,7 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
     """The image with its header read; whatever goes wrong in the block is an OSError that names the file."""
     path = Path(path)
     try:
-        if content is None and path.exists() and not path.is_file():
+        if content is None and not S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")  # a named pipe would block for ever
         with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -84,7 +87,7 @@ def decode_image(path: str | Path, content: bytes | None = None, *, exif: bool =
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(_ORIENTATION, 1) if _WITH_ORIENTATION & image.info.keys() else 1
     except Exception:  # a damaged tag says nothing about the pixels
         return 1
 
