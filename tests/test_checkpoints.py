@@ -760,6 +760,7 @@ ENTRY = {"dtype": "F32", "shape": [24], "data_offsets": [0, 96]}
         safetensors(b'{"a": ' + json.dumps(ENTRY).encode() + b', "a": ' + json.dumps(ENTRY).encode()),
         safetensors(b"{" * 100_000),
         safetensors(b'{"a":' * 100_000),
+        safetensors({"\x1b[31m\n": ENTRY | {"shape": [7]}}),  # found by fuzzing: the name went to the terminal
         safetensors({"a": 3}),
         safetensors({"__metadata__": {"a": 3}}),
     ],

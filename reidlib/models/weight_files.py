@@ -91,8 +91,7 @@ def read_file(path: Path) -> object:
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from None
     except SafetensorError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is cut off or damaged ({reason}); download it again") from error
+        raise CheckpointError(f"{path} is cut off or damaged ({_readable(error)}); download it again") from error
     except Exception as error:  # zipfile and torch have errors of many types for damaged files
         if isinstance(error, OSError) and error.filename:
             raise
@@ -157,9 +156,9 @@ def _check_legacy(file: BinaryIO) -> None:
         raise CheckpointError(f"is cut off or damaged ({size:,} bytes, {at:,} expected); download it again")
 
 
-def _readable(text: str) -> str:
-    """A name from a file, on one line."""
-    return ascii(str(text))[1:-1][:100]
+def _readable(text: object) -> str:
+    """A name or message that a file has a part in, short and on one line."""
+    return ascii(" ".join(str(text).split())[:150])[1:-1]
 
 
 class _Name(str):

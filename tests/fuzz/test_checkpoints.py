@@ -427,11 +427,8 @@ def tensors(draw: st.DrawFn, shape: tuple | None = None) -> torch.Tensor:
 
 
 KEYS = st.one_of(st.sampled_from([*GOOD, "state_dict", "model", "module.", "\n"]), st.text(max_size=5), st.integers())
-VALUES = st.recursive(
-    st.one_of(tensors(), st.none(), st.integers(), st.text(max_size=5)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
-    max_leaves=6,
-)
+LEAVES = st.one_of(tensors(), st.none(), st.integers(), st.text(max_size=5))
+VALUES = st.one_of(LEAVES, st.lists(LEAVES, max_size=3), st.dictionaries(KEYS, LEAVES, max_size=3))
 
 
 @HOSTILE
