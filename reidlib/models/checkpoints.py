@@ -426,7 +426,8 @@ def load(
         f"{key} {wrong}" for key, tensor in found.tensors.items() if (wrong := _wrong_values(tensor, own[key]))
     ]:
         where = where or ("the state dict" if isinstance(source, Mapping) else str(source))
-        better = _better_fit(state, len(found.problems), candidates()) if len(state) < 10 * len(own) else ""
+        misfits = len(found.problems) if len(state) < 10 * len(own) else 0  # to compare more would take for ever
+        better = _better_fit(state, misfits, candidates()) if misfits else ""
         raise CheckpointError(f"{where} does not fit {model.name}: {_listed(problems)}{better}")
     model.load_state_dict(own | found.tensors)
     return found.report

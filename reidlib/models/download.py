@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -55,21 +55,24 @@ def fetch(link: str, path: str | Path, *, progress: bool | None = None, timeout:
     """
     path = Path(path)
     if not path.is_file():
-        with _locked(path):
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise DownloadError(
+                f"nothing can be written to {path.parent} ({error.strerror}): set TORCH_HOME to a folder where it can"
+            ) from error
+        try:
             if not path.is_file():
                 _download(link, path, progress, timeout)
+        finally:
+            lock.release()
     return verify(path)
 
 
 def verify(path: Path) -> str:
-    """Check a file against its recorded hash, if it has one.
-
-    Returns:
-        The sha256 of `path`.
-
-    Raises:
-        DownloadError: The recorded hash is another one.
-    """
+    """Return the sha256 of `path`. Raises DownloadError if the recorded hash is another one."""
     digest = sha256(path)
     if (first := _record(path).get("sha256", digest)) != digest:
         raise DownloadError(
@@ -117,22 +120,6 @@ def _write_record(path: Path, record: dict[str, Any]) -> None:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise DownloadError(
-            f"nothing can be written to {path.parent} ({error.strerror}): set TORCH_HOME to a folder where it can"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _download(link: str, path: Path, progress: bool | None, timeout: float) -> None:
     for attempt in range(1, TRIES + 1):
         try:
@@ -164,7 +151,7 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
         validator = response.headers["Last-Modified"] if tag[:2] in ("", "W/") else tag  # a weak tag is no proof
         try:
             _write_record(path, record | {"link": link, "size": size, "validator": validator})
-            with part.open("ab" if have else "wb") as file, _bar(path.name, have, size, progress) as bar:
+            with _bar(path.name, have, size, progress) as bar, part.open("ab" if have else "wb") as file:
                 for block in _blocks(response):
                     bar.update(file.write(block))
                 file.flush()

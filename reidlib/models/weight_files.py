@@ -32,9 +32,9 @@ MAX_DIMS = 64  # of a tensor, as in torch
 
 # What a pickle of tensors and plain data may name; a checkpoint holds no other object.
 _ALLOWED = re.compile(
-    r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch(\.cuda|\.storage)?\.\w+Storage|torch\.(Size|device)"
-    r"|torch\.(bool|uint8|b?float\d+|int\d+)|torch\.\w+Tensor|torch\.nn\.parameter\.Parameter|collections\.(OrderedDict|Counter)|_codecs\.encode"
-    r"|numpy\.(dtype|_?core\.multiarray\.scalar)"
+    r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.parameter\.Parameter|torch\.\w+Tensor"
+    r"|torch(\.cuda|\.storage)?\.\w+Storage|torch\.(Size|device|bool|uint8|int\d+|b?float\d+)"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|numpy\.(dtype|_?core\.multiarray\.scalar)"
 )
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _ITEM_SIZES = {"Bool": 1, "Byte": 1, "Char": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8}
@@ -287,7 +287,8 @@ class _Pickle:
                 return _DATA
             case "torch.device", (str(), *rest) if all(isinstance(item, int) for item in rest):
                 return _DATA
-            case "_codecs.encode", (str(text), "latin1") if len(text) <= 16:  # of a numpy scalar
+            case "_codecs.encode", (str(text), "latin1"):
+                self._count(len(text))
                 return text.encode("latin1")
             case "numpy.dtype", (str(code), *_) if re.fullmatch(r"[fiub]\d", code):
                 return _DTYPE
