@@ -186,6 +186,9 @@ def test_an_unknown_dataset_lists_what_there_is_and_how_to_use_ones_own(
         assert f" {name}," in sentence
     assert f"write `nothing_like_it: list.csv` into {file}, a table of path,pid,camid,split" in sentence
     assert len(sentence) < 900
+    with pytest.raises(ValueError, match=r"unknown dataset 'a\\n':.* write `mine: list\.csv` into") as caught:
+        load_dataset("a\n")
+    assert "\n" not in str(caught.value)
     with pytest.raises(
         ValueError, match=rf"folder: {tmp_path} \({file}, line 2\) is no table .*no layout has that name"
     ):
@@ -279,7 +282,7 @@ def test_file_names_of_any_bytes_are_names(market: Path) -> None:
         read_market1501("m", market, "here")
 
 
-@pytest.mark.parametrize("pid", ["9" * 10, "1" * 30, "9" * 5000])
+@pytest.mark.parametrize("pid", ["-2", "9" * 10, "1" * 30, "9" * 5000])
 def test_numbers_that_no_tensor_holds_are_named(market: Path, pid: str) -> None:
     name = f"{pid[:200]}_c1s1_000451_03.jpg"
     Image.new("RGB", (8, 16)).save(market / "query" / name)

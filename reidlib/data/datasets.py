@@ -81,9 +81,10 @@ def _load(name: str) -> ReIDDataset:
         path, where = data_path(name)
         raise ValueError(f"{name}: {path} ({where}) is no table ({', '.join(TABLES)}), and no layout has that name: "
                          f"write it under one of {_names()}")  # fmt: skip
+    own = name if name.isidentifier() else "mine"
     raise ValueError(
         f"{unknown_name('dataset', name, list_datasets())} There are {_names()}. For images of your own write "
-        f"`{name.partition('-')[0] or 'mine'}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
+        f"`{own}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
     )
 
 

@@ -26,7 +26,7 @@ from reidlib.files import clear_parts, whole_file
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 IMAGES = (".jpg", ".jpeg", ".png")
-_MARKET = re.compile(r"(-?\d{1,9})_c(\d{1,9})s\d+_\d+_\d+"), "0002_c1s1_000451_03.jpg"
+_MARKET = re.compile(r"(-1|\d{1,9})_c(\d{1,9})s\d+_\d+_\d+"), "0002_c1s1_000451_03.jpg"
 _DUKE = re.compile(r"(\d{1,9})_c(\d{1,9})_f\d+"), "0005_c2_f0046985.jpg"
 _LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 _MSMT = {"V1": ("train", "test", *_LISTS), "V2": ("mask_train_v2", "mask_test_v2", *_LISTS)}

@@ -16,9 +16,17 @@ class PKSampler(Sampler[list[int]]):
     """Batches of `people` × `images` indices into `labels`; every batch holds `people` different labels.
 
     An epoch has as many batches as it takes to show as many images as there are. A person's images come in a shuffled
-    cycle; one with fewer than `images` of them is repeated within a batch. With `world` processes, each step draws
-    `world` × `people` people and process `rank` takes its share: nobody appears on two processes.
-    Raises ValueError where there are fewer people than a step needs.
+    cycle; one with fewer than `images` of them is repeated within a batch.
+
+    Args:
+        labels: (N,) the person of each image.
+        people, images: what a batch holds.
+        seed: an epoch's batches are a function of it and of `set_epoch`.
+        rank, world: a step of `world` processes draws `world` × `people` people, of whom process `rank` takes its
+            share: nobody appears on two processes.
+
+    Raises:
+        ValueError: where there are fewer people than a step needs.
     """
 
     def __init__(

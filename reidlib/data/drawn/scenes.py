@@ -5,7 +5,7 @@ from PIL import Image
 
 from reidlib.data.drawn.people import Dice, Sprite
 
-SCENE = (600, 1100)  # height, width of a scene; a picture sees 512 x 256 of it
+SCENE = (600, 1100)  # height, width of a scene; an image sees 512 x 256 of it
 
 _WALL_AND_GROUND = {
     "street": ((176, 164, 148), (96, 98, 104)), "park": ((150, 186, 214), (98, 142, 70)),
@@ -17,7 +17,7 @@ _WALL_AND_GROUND = {
 
 
 def draw_scene(kind: str, dice: Dice) -> np.ndarray:
-    """The place behind the people, uint8 (600, 1100, 3); the ground begins somewhere between knee and hip."""
+    """The scene behind the people, uint8 (600, 1100, 3); the ground begins somewhere between knee and hip."""
     height, width = SCENE
     sprite = Sprite(height, width)
     box, hull = sprite.box, sprite.hull
