@@ -102,7 +102,7 @@ def main() -> None:
         lines.append(row(name, args.batch, args.device))
         print(lines[-1], flush=True)
     torch.set_num_threads(threads)
-    data = load_dataset("synthetic-small", image_size=(256, 128))
+    data = load_dataset("synthetic-small")
     lines += [
         "",
         f"From files to features: {args.images} drawn pictures of 256 x 128 as JPEG, {threads} threads. Plain is the",

@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--datasets", default="synthetic-small,synthetic_b-small")
     for name in parser.parse_args().datasets.split(","):
-        data = load_dataset(name, image_size=(128, 64))
+        data = load_dataset(name)
         splits = data.query, data.gallery
         pids, camids = (
             [torch.tensor([getattr(s, key) for s in split]) for split in splits] for key in ("pid", "camid")

@@ -20,7 +20,7 @@ IMPORTS = "import torch, reidlib.training, reidlib.models, reidlib.evaluation, r
 START = """
 import reidlib, torch
 from reidlib.data.loaders import eval_loader
-data = reidlib.load_dataset({dataset!r}, image_size=(128, 64))
+data = reidlib.load_dataset({dataset!r})
 model = reidlib.create_model("osnet_x0_25", num_classes=data.num_classes, input_size=(128, 64))
 """
 TRAINING = """

@@ -167,7 +167,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    data = reidlib.load_dataset("synthetic-small", image_size=SIZE)
+    data = reidlib.load_dataset("synthetic-small")
     count = args.steps * RECIPE.people * RECIPE.images
     if count > len(data.train):
         parser.error(f"{len(data.train)} images make at most {len(data.train) // 32} steps")

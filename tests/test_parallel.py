@@ -212,7 +212,7 @@ def processes_of(parent: psutil.Process) -> dict[str, psutil.Process]:
 
 def test_a_run_is_resumed_in_other_processes_with_what_is_asked_for_now() -> None:
     """One process becomes two, with the same people in a step; the run's own params.json still says one."""
-    recipe, data = replace(QUICK, people=4, epochs=2), reidlib.load_dataset("synthetic-tiny", image_size=SIZE)
+    recipe, data = replace(QUICK, people=4, epochs=2), reidlib.load_dataset("synthetic-tiny")
     model, run, setup = to_train("grows", recipe)
     with pytest.raises(ZeroDivisionError):
         fit(model, data, run, recipe, setup, on_epoch=lambda history: 1 / 0)

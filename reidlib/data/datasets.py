@@ -51,16 +51,13 @@ def list_datasets() -> list[str]:
     return sorted({*READERS, *(name for name, path in data_names().items() if path.lower().endswith(TABLES))})
 
 
-def load_dataset(
-    name: str, *, combineall: bool = False, tested_on: str = "", image_size: tuple[int, int] | None = None
-) -> ReIDDataset:
+def load_dataset(name: str, *, combineall: bool = False, tested_on: str = "") -> ReIDDataset:
     """Read a dataset from where data_paths.yaml says it lies.
 
     Args:
         name: one of `list_datasets()`; "a+b" joins training sets. "synthetic" and "synthetic_b" mean the size `small`.
         combineall: add query and gallery to the training set; the name's ending "-combineall" does the same.
         tested_on: the dataset whose query and gallery to take; see `merge`.
-        image_size: not used; images are resized when they are read.
 
     Raises:
         ValueError: for an unknown name, or files that do not fit their layout.

@@ -68,13 +68,12 @@ class ClassDataset:
         return rows
 
 
-def load_classes(name: str, *, image_size: tuple[int, int] | None = None) -> ClassDataset:
+def load_classes(name: str) -> ClassDataset:
     """Read a dataset of classes.
 
     Args:
         name: a line of data_paths.yaml, or a folder. "synthetic" and "synthetic_b", with a size as in `load_dataset`,
             are drawn on first use: the people of the training set are the classes.
-        image_size: not used; images are resized when they are read.
 
     Raises:
         ValueError: for an unknown name, and for folders that are not one a class or not the same in train and val.

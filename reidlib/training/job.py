@@ -134,11 +134,9 @@ class Job:
     @cached_property
     def data(self) -> Any:
         """The dataset: a ReIDDataset, or a ClassDataset for pretraining."""
-        size = self.size or (256, 128)
         if self.plan.task == PRETRAIN:
-            return load_classes(self.plan.dataset, image_size=size)
-        given = {"combineall": self.plan.combineall, "tested_on": self.plan.tested_on}
-        return load_dataset(self.plan.dataset, image_size=size, **given)
+            return load_classes(self.plan.dataset)
+        return load_dataset(self.plan.dataset, combineall=self.plan.combineall, tested_on=self.plan.tested_on)
 
     @cached_property
     def findings(self) -> list[check.Finding]:

@@ -75,12 +75,13 @@ def _add(path: Path) -> None:
             raise ValueError(f"{table} in the plug-in {path} is a {type(things).__name__}: make it a dict of names")
         for key, thing in things.items():
             _check(path, table, key, thing)
+    models = {key: zoo.as_model(key, thing) for key, thing in entries.get("MODELS", {}).items()}  # or an error
     for (table, key), file in list(_added.items()):  # an older version of this file
         if file == path.name:
             del TABLES[table][key], _added[table, key]
     for table, things in entries.items():
         for key, thing in things.items():
-            TABLES[table][key] = zoo.as_model(key, thing) if table == "MODELS" else thing
+            TABLES[table][key] = models[key] if table == "MODELS" else thing
             _added[table, key] = path.name
 
 
