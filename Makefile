@@ -43,6 +43,7 @@ fuzz: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy reidlib
 
 # The committed notebooks carry the outputs of their defaults: run this after changing one.
 notebooks: $(READY)
