@@ -49,7 +49,7 @@ def test_an_idea_trains_and_every_page_opens_its_run(tiny, tmp_path: Path) -> No
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     assert len(feature_cam(model, images)) == 2
     changed = Job.from_params(run.params | {"plugins": write(tmp_path, IDEAS.read_text() + "#", IDEAS.name)})
-    with pytest.raises(ValueError, match="the plug-ins of idea changed since it began"):
+    with pytest.raises(ValueError, match="the plug-ins of idea have changed since it began"):
         changed.train()
     again = Job.from_params(run.params)
     assert (again.recipe, again.plan) == (job.recipe, job.plan)

@@ -85,13 +85,13 @@ def test_the_plain_table_links_weights_and_explains_figures(table):
 
 
 def test_without_a_front_end_there_is_a_plain_table(table, monkeypatch):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setattr(zoo_table, "is_interactive", lambda: False)
     assert "the first 3 shown" in zoo_table.browse_table(table, rows=3, tested_on="msmt17").data
     assert "<th" in zoo_table.plain(zoo_table.differences()).data
 
 
 def test_with_a_front_end_there_are_fields(table, monkeypatch):
-    monkeypatch.setenv("JPY_SESSION_NAME", "zoo.ipynb")
+    monkeypatch.setattr(zoo_table, "is_interactive", lambda: True)
     box = zoo_table.browse_table(table, tested_on="msmt17")
     fields = [field for row in box.children[:-1] for field in row.children]
     assert [field.description for field in fields] == [
