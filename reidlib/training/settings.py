@@ -7,7 +7,8 @@ searches read it through `typed` (a Python value) or `read_text` (text of a comm
 import math
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Union, get_args, get_origin
 
@@ -184,14 +185,24 @@ def _scalar(text: str) -> Any:
 
 
 def _yaml(name: str, text: str) -> Any:
+    if "&" in text and any(isinstance(token, yaml.AnchorToken) for token in _tokens(text)):
+        raise ValueError(f"parameter {name!r}: {text!r} has an anchor (&), which is not read: write the value out")
     try:
         return _from_node(name, yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(f"parameter {name!r}: {text!r} is not valid YAML ({reason})") from None
 
 
+def _tokens(text: str) -> Iterator[Any]:
+    """The tokens of a YAML text up to the first that is none."""
+    with suppress(yaml.YAMLError):
+        yield from yaml.scan(text, Loader=yaml.SafeLoader)
+
+
 def _from_node(name: str, node: Any) -> Any:
+    if node is None:  # an empty text
+        return None
     if isinstance(node, yaml.SequenceNode):
         return [_from_node(name, item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -201,4 +212,4 @@ def _from_node(name: str, node: Any) -> Any:
                 raise ValueError(f"parameter {name!r}: {key.value!r} is given twice")
             content[str(key.value)] = _from_node(name, value)
         return content
-    return node.value if node is None or node.style else _scalar(node.value)
+    return node.value if node.style else _scalar(node.value)
