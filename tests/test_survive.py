@@ -1,4 +1,4 @@
-"""A run that is killed, meets what is no number, a full disk, a broken picture, or another run: nothing is lost."""
+"""A run that is killed, or meets NaN, a full disk, a broken image or another run: nothing is lost."""
 
 import importlib
 import json

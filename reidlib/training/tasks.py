@@ -159,9 +159,17 @@ def pretrain(
 
 
 def classify(model: Any, batches: DataLoader[Batch], accelerator: Any = None) -> dict[str, float]:
-    """Top-1 and top-5 of a model on `batches`: shares of images whose class has the highest, or one of the five
-    highest, scores. Equal scores go to the lower class, and what is no number counts as higher. With an accelerator,
-    over the batches of all its processes.
+    """Top-1 and top-5 accuracy of a model.
+
+    Equal scores go to the lower class; a NaN score counts as higher than the image's own.
+
+    Args:
+        model: A model with a classifier.
+        batches: The images, with class labels as pids.
+        accelerator: If given, the accuracy is over the batches of all its processes.
+
+    Returns:
+        `top1` and `top5`: shares of images whose class has the highest score, or one of the five highest.
     """
     device = next(model.parameters()).device
     right = torch.zeros(3, dtype=torch.int64, device=device)  # first, among five, images

@@ -56,7 +56,7 @@ class Size(NamedTuple):
     train: int  # people; none of them is also in test
     test: int
     cameras: int
-    shots: int  # of a person before one camera
+    shots: int  # of a person under one camera
     distractors: int
     junk: int
 

@@ -211,8 +211,8 @@ def sources() -> Iterator[str]:
         cells.append((f"[{name}]({source.url})", source.title, source.says, ways, len(rows)))
     yield _table(("Name", "What", "Counts", "Evaluates by", "Results"), cells, left=4)
     yield (
-        "The published networks and weights belong to their authors. Links to mega.nz and Google Drive ask for a "
-        "person, the others are plain downloads."
+        "The published networks and weights belong to their authors. Links to mega.nz and Google Drive require a "
+        "browser, the others are plain downloads."
     )
 
 
