@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
 from torch import nn
 
-from reidlib.data.loaders import train_loader
+from reidlib.data.loaders import loader_errors, train_loader
 from reidlib.training import Setup, diagnose, fit, loop, record
 from reidlib.workbook.batch import _keep
 from reidlib.workbook.runs import Run
@@ -218,6 +219,22 @@ def test_a_loader_process_that_is_killed(tiny, uncached, monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError, match=r"^a loader process was killed \(is the memory full\?\): lower `workers`$"):
         fit(small(tiny), tiny, run, PLAIN, Setup(workers=2))
     assert before == (Run.folder("workers") / "last.pt").read_bytes()
+
+
+def test_a_death_that_is_reported_after_its_connection_closed() -> None:
+    def report(*_) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # as torch's handler does
+
+    def receive() -> None:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    signal.signal(signal.SIGUSR1, report)
+    with pytest.raises(RuntimeError, match=r"^a loader process was killed"), loader_errors():
+        receive()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with pytest.raises(ConnectionResetError), loader_errors():  # of a tracker's server, say
+        receive()
 
 
 def test_the_result_is_the_same_with_any_number_of_workers(tiny, request) -> None:

@@ -4,6 +4,7 @@ Images are decoded several at a time. Samples that fit into memory (see `memory`
 datasets decoding would otherwise take as long as the network. A packed dataset is read from its pack.
 """
 
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -148,14 +149,23 @@ def loader_errors() -> Iterator[None]:
 
     Around the whole block that iterates: torch reports a killed process whatever the block is doing then.
     """
+    killed = "a loader process was killed (is the memory full?): lower `workers`"
     try:
         yield
+    except (ConnectionError, EOFError) as error:
+        # A killed process closes its connection a moment before torch's signal handler reports its death: wait for that
+        # report, which would otherwise come in the middle of what handles this error.
+        try:
+            time.sleep(1)
+        except RuntimeError:
+            raise RuntimeError(killed) from error
+        raise
     except (OSError, RuntimeError) as error:
         message = str(error)
         if "in DataLoader worker process" in message:
             raise type(error)(message.strip().splitlines()[-1].partition(": ")[2]) from error
         if "DataLoader worker" in message:
-            raise RuntimeError("a loader process was killed (is the memory full?): lower `workers`") from error
+            raise RuntimeError(killed) from error
         raise
 
 
