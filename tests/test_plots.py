@@ -129,6 +129,31 @@ def test_cams_of_the_zoo_are_those_of_the_naive_loop(name):
             torch.testing.assert_close(cam[0].double(), want, atol=1e-5 * want.amax().item(), rtol=0)
 
 
+@pytest.mark.parametrize("name", ["mgn_R50_fastreid", "resnet50_abd"])
+def test_a_map_counts_what_every_branch_contributes(name):
+    from reidlib import create_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = create_model(name, num_classes=4, input_size=(128, 64)).double().eval()
+        image, partner = torch.rand(2, 1, 3, 128, 64)
+    branches = net.network.backbone.branches
+    outputs = []
+    for branch in branches.values() if isinstance(branches, nn.ModuleDict) else branches:
+        branch.register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.no_grad():
+        other = net(partner)
+    outputs.clear()
+    feat = net(image)
+    cosine = (feat * other).sum() / (feat.norm().detach() * other.norm())
+    gradients = torch.autograd.grad(cosine, outputs)
+    parts = [(g * a).sum(1) for g, a in zip(gradients, outputs, strict=True)]
+    want = sum(parts).clamp(min=0).detach()
+    got = plots.similarity_cam(net, image, partner)[0].double()
+    torch.testing.assert_close(got, want, atol=1e-5 * want.amax().item(), rtol=0)
+    assert not torch.allclose(want, parts[0].clamp(min=0), rtol=0.1)
+
+
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 def test_contributions_add_up_to_the_cosine(method):
     """What holding the norm fixed means: with average pooling, no bias and nothing negative they sum to the cosine."""

@@ -162,14 +162,12 @@ class _ThreeEnds(nn.Module):
         end = nn.Sequential(nn.Sequential(*rest), layer4)
         self.branches = nn.ModuleDict({name: copy.deepcopy(end) for name in ("b1", "b2", "b3")})
         self.channels = (trunk.channels,) * 8
+        self.cam_layer = nn.Identity()  # sees the maps of all branches
 
-    @property
-    def cam_layer(self) -> nn.Module:
-        return self.branches["b1"]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
         x = self.common(x)
-        return [branch(x) for branch in self.branches.values()]
+        maps = self.cam_layer(torch.cat([branch(x) for branch in self.branches.values()], dim=1))  # (B, 3 * C, h, w)
+        return maps.chunk(3, dim=1)
 
 
 class ABD(Branches):
@@ -201,15 +199,13 @@ class _TwoEnds(nn.Module):
         self.attention = ChannelSelfAttention()
         self.branches = nn.ModuleList(copy.deepcopy(end) for _ in range(2))
         self.channels = (trunk.channels,) * 2
-
-    @property
-    def cam_layer(self) -> nn.Module:
-        return self.branches[0]
+        self.cam_layer = nn.Identity()  # sees the maps of both branches
 
     def forward(self, x: Tensor) -> list[Tensor]:
         attended = self.attention(self.shallow(x))
         x = self.middle(attended)
-        return [attended, *(branch(x) for branch in self.branches)]
+        maps = self.cam_layer(torch.cat([branch(x) for branch in self.branches], dim=1))  # (B, 2 * C, h, w)
+        return [attended, *maps.chunk(2, dim=1)]
 
 
 class TransReID(Branches):
