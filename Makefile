@@ -4,6 +4,7 @@
 # make gpu    the tests and benchmarks that need a GPU
 # make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
+# make docs   README, docs/ and the API as a website in site/, with all links checked (half a minute)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN    := .venv/bin
 # The mark of a finished installation carries the pins' checksum: other pins, another .venv.
 READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
-.PHONY: demo test test-all fuzz gpu bench zoo lab lint notebooks lock setup clean
+.PHONY: demo test test-all fuzz gpu bench zoo docs lab lint notebooks lock setup clean
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
@@ -64,6 +65,11 @@ bench: $(READY)
 zoo: $(READY)
 	$(BIN)/python -m reidlib.models.printed.page
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -d site/.trees -c docs . site
+	cp site/README.html site/index.html
+	@echo "open site/index.html"
+
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -76,9 +82,9 @@ $(READY):
 # Renews the pins from pyproject.toml's ranges, for every Python and platform at once.
 lock:
 	$(PYTHON) -m venv --clear .lock && .lock/bin/pip install -q uv
-	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 \
 	  --no-header --no-annotate -q --upgrade; } > requirements.new && mv requirements.new requirements.txt
 	rm -r .lock
 
 clean:
-	rm -rf .venv runs data
+	rm -rf .venv runs data site

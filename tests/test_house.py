@@ -35,7 +35,8 @@ def requirements() -> dict[str, list[Requirement]]:
 
 def asked() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"].values()
+    return [Requirement(line) for line in sum(extras, project["dependencies"])]
 
 
 def test_every_pin_is_exact_and_is_what_is_installed() -> None:

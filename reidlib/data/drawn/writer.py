@@ -1,7 +1,7 @@
 """Drawn people before drawn cameras, written as a dataset, so that everything runs without a download.
 
 `synthetic` and `synthetic_b` are two settings: other wardrobes, other cameras, other scenes. Each comes in four sizes;
-README.md has their counts, and how hard they are. Every image is drawn at 128 × 64, whatever size it is read at.
+docs/data.md has their counts, and how hard they are. Every image is drawn at 128 × 64, whatever size it is read at.
 """
 
 import json
