@@ -1,7 +1,7 @@
 # make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
 # make test   the whole set-up, then every test;  make test-all  the slow ones too
 # make fuzz   an hour of made-up files, tables, checkpoints and parameters (make fuzz SECONDS=600: ten minutes)
-# make gpu    the tests and benchmarks that need a GPU
+# make gpu    the tests that need a GPU
 # make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make docs   README, docs/ and the API as a website in site/, with all links checked (half a minute)
@@ -40,6 +40,9 @@ test-all: $(READY) lint
 SECONDS ?= 3600
 fuzz: $(READY)
 	REID_FUZZ_SECONDS=$(SECONDS) $(PYTEST) tests/fuzz --timeout 0
+
+gpu: $(READY)
+	$(PYTEST) -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

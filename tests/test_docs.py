@@ -3,11 +3,13 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -304,6 +306,41 @@ def test_every_file_of_a_run_folder_is_explained() -> None:
         assert name.replace("epoch-*", "epoch-0010") in text, name
     for name in set(_FOLDERS) - {"tensorboard", "trackers"}:
         assert f"`{name}/`" in text, name
+
+
+# What a code host shows
+
+
+def test_versions_agree() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    quoted = re.search(r"version = \{(.+?)\}", (ROOT / "docs" / "cite.md").read_text())[1]
+    assert {version} == {reidlib.__version__, citation["version"], newest, quoted}
+
+
+def test_the_citation_has_what_its_format_requires() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["authors"] == [{"name": "The reidlib contributors"}]
+    assert citation["license"] == "MIT"
+
+
+def test_public_ci_runs_what_ci_runs_here() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_pre_commit_runs_the_linters_of_make_lint() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}  # nothing is fetched
+    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    linted = [line.split()[0].removeprefix("$(BIN)/") + " " + line.split()[1] for line in recipe.splitlines()]
+    assert [" ".join(hook.split()[:2]).removeprefix(".venv/bin/") for hook in hooks] == linted
 
 
 # The website
