@@ -214,7 +214,7 @@ class RunFolder:
     # Find
 
     @classmethod
-    def all(cls, file: str = "metrics.jsonl") -> list[Self]:
+    def having(cls, file: str) -> list[Self]:
         """Every run that has `file`, the one whose `file` is newest first; points of searches are among them."""
         found = [p for depth in ("*", "*/*") for p in runs_root().glob(f"{depth}/{file}") if p.parent.name[0] != "."]
         return [cls(p.parent) for p in sorted(found, key=lambda p: (-p.stat().st_mtime, p.parent.name))]
@@ -297,8 +297,8 @@ class RunFolder:
     def add_result(self, dataset: str, result: dict[str, Any]) -> None:
         """Write `result` under the name of `dataset` into result.json, beside those already there."""
         about = self.read_json("model.json")
-        begun = {"model": about.get("name"), "init": about.get("init"), "results": {}}
-        content = self.read_json("result.json") or begun
+        begun: dict[str, Any] = {"model": about.get("name"), "init": about.get("init"), "results": {}}
+        content: dict[str, Any] = self.read_json("result.json") or begun
         content["results"][dataset] = content["results"].get(dataset, {}) | result
         self.write_json("result.json", content)
 

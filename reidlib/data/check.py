@@ -225,7 +225,9 @@ def _counts(data: ReIDDataset) -> list[str]:
 
 def _files(data: ReIDDataset) -> dict[str, list[str]]:
     """Files that are missing, and those in several rows; a link is the file that it leads to."""
-    answers = {key: [] for key in ("files", "shared files", "two people", "query in gallery", "same rows")}
+    answers: dict[str, list[str]] = {
+        key: [] for key in ("files", "shared files", "two people", "query in gallery", "same rows")
+    }
     rows: dict[object, list[tuple[str, Sample]]] = defaultdict(list)
     for split, samples in data.splits.items():
         for s in samples:

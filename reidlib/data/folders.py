@@ -58,12 +58,12 @@ class ClassDataset:
 
     def counts(self) -> list[dict[str, object]]:
         """One row a split: images, classes, and images of the smallest and the largest class."""
-        rows = []
+        rows: list[dict[str, object]] = []
         for split in ("train", "val"):
             sizes = [0] * len(self.classes)
             for s in getattr(self, split):
                 sizes[s.pid] += 1
-            row = {"split": split, "images": sum(sizes), "classes": len(sizes)}
+            row: dict[str, object] = {"split": split, "images": sum(sizes), "classes": len(sizes)}
             rows.append(row | {"fewest": min(sizes), "most": max(sizes)})
         return rows
 
@@ -99,8 +99,10 @@ def read_classes(name: str, root: Path, where: str) -> ClassDataset:
         raise ValueError(f"{name}: the classes of {root / 'train'} and {root / 'val'} differ: {differ}")
     if len(classes) < 2:
         raise ValueError(f"{name}: {root / 'train'} holds one class, {classes[0]}: two are needed to tell apart")
-    samples = (tuple(Sample(p, i, 0) for i, c in enumerate(classes) for p in found[c]) for found in (train, val))
-    return ClassDataset(name, root, classes, *samples, tuple(notes))
+    in_train, in_val = (
+        tuple(Sample(p, i, 0) for i, c in enumerate(classes) for p in found[c]) for found in (train, val)
+    )
+    return ClassDataset(name, root, classes, in_train, in_val, tuple(notes))
 
 
 def _split(folder: Path, name: str) -> Iterator[tuple[str, list[Path]]]:

@@ -84,7 +84,7 @@ def pack(
     Raises:
         OSError: for an image that cannot be read, and for a full disk.
     """
-    about = {"size": list(size), "interpolation": interpolation}
+    about: dict[str, Any] = {"size": list(size), "interpolation": interpolation}
     about["files"] = _states(list(chain(*dataset.splits.values())))
     paths, nbytes, step = [*about["files"]], 3 * size[0] * size[1], 64
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]

@@ -87,7 +87,7 @@ def _folder(folder: Path, name: str, form: tuple[re.Pattern[str], str]) -> tuple
         raise ValueError(f"{name}: {folder} holds names not of the form {form[1]}: {some(bad)}")
     if not files:
         raise ValueError(f"{name}: {folder} holds no .jpg or .png image")
-    return tuple(Sample(folder / file, int(match[1]), int(match[2])) for file, match in files)
+    return tuple(Sample(folder / file, int(match[1]), int(match[2])) for file, match in files if match)
 
 
 def read_market1501(name: str, root: Path, where: str, *, distractors: bool = False) -> ReIDDataset:
@@ -104,7 +104,8 @@ def read_market1501(name: str, root: Path, where: str, *, distractors: bool = Fa
 def read_dukemtmcreid(name: str, root: Path, where: str) -> ReIDDataset:
     """DukeMTMC-reID. The 408 people who are only in its gallery keep their pids: no query asks for them."""
     root, _, notes = find_root(root, {"": FOLDERS}, name, where)
-    return ReIDDataset(name, root, *(_folder(root / folder, name, _DUKE) for folder in FOLDERS), notes=tuple(notes))
+    train, query, gallery = (_folder(root / folder, name, _DUKE) for folder in FOLDERS)
+    return ReIDDataset(name, root, train, query, gallery, notes=tuple(notes))
 
 
 def read_msmt17(name: str, root: Path, where: str, *, val: bool = True) -> ReIDDataset:
@@ -172,8 +173,8 @@ def read_cuhk03(name: str, root: Path, where: str, *, boxes: str = "detected", s
     foreign = sorted(set(files) - set(found["images"]))
     if foreign:
         raise ValueError(f"{name}: {file} lists images that cuhk-03.mat does not have {boxes}: {some(foreign)}")
-    splits = [samples(row) for row in rows]
-    return ReIDDataset(name, root, *splits, "767/700", tuple(notes))
+    train, query, gallery = (samples(row) for row in rows)
+    return ReIDDataset(name, root, train, query, gallery, "767/700", tuple(notes))
 
 
 def extract_cuhk03(mat: Path, key: str) -> dict[str, Any]:

@@ -72,8 +72,9 @@ def read_table(name: str, file: Path, where: str) -> ReIDDataset:
     for path, (_, pid, camid, split) in zip(paths, rows, strict=True):
         if split != "train" or pids[pid] > 0:
             splits[split].append(Sample(path, pids[pid], camids[camid]))
-    names = {"people": dict(enumerate(people, 1)), "cameras": dict(enumerate(cameras, 1))}
-    return ReIDDataset(name, file.parent, *map(tuple, splits.values()), notes=tuple(notes), **names)
+    train, query, gallery = map(tuple, splits.values())
+    named = dict(enumerate(people, 1)), dict(enumerate(cameras, 1))
+    return ReIDDataset(name, file.parent, train, query, gallery, notes=tuple(notes), people=named[0], cameras=named[1])
 
 
 def _columns(name: str, file: Path, header: list[str]) -> list[int]:

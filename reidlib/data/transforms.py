@@ -177,7 +177,7 @@ def _windows(images: Tensor, size: Sequence[int], generator: torch.Generator) ->
 
 def _rectangles(
     images: Tensor, generator: torch.Generator, p: float, area: tuple[float, float]
-) -> list[tuple[int, int, int, int, int]]:
+) -> list[tuple[int, ...]]:
     """(index, top, left, height, width) of what is erased: with probability `p`, of an aspect of 0.3 to 3.3."""
     b, _, h, w = images.shape
     u = torch.rand(5, b, generator=generator)

@@ -61,7 +61,7 @@ def extract_features(
 
         batches = tqdm(batches, desc="features", unit="batch", leave=False)
     network = model.fuse() if hasattr(model, "fuse") else copy.deepcopy(model).eval()
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     # The maps of a few images stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
     share = 8 if device.type == "cpu" else None
     feats, pids, camids = [], [], []

@@ -393,7 +393,7 @@ def search(
     rows, columns = tile_sizes(space, block_size)
     rows, columns = (min(rows, columns),) * 2 if mutual else (rows, columns)
     lists = _Lists(space, k, Pairs.of(ids, same_camera, space.device))
-    seen = []
+    seen: list[Block] = []
     with full_precision(space.device):
         for first, part in blocks(gallery, columns, ids, progress):
             block = space.block(first, part, ids)

@@ -81,7 +81,8 @@ def create_model(
     for argument, value in (("num_classes", num_classes), ("num_cameras", num_cameras)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{argument} is a count of 0 or more, or None; got {value!r}")
-    spec, state, reports = declaration(name), None, []
+    reports: list[Report] = []
+    spec, state = declaration(name), None
     if str(weights) == "imagenet" and not any(key.endswith(":imagenet") for key in published_weights(name)):
         spec = replace(spec, backbone=with_imagenet(spec.backbone, name, reports))
     elif weights:
@@ -131,8 +132,8 @@ def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor])
         FileNotFoundError: The file does not exist.
         CheckpointError: It does not fit; the sentence says why, and which models it would fit.
     """
-    model.report = checkpoints.load(model, source, candidates=_layouts)
-    return model.report
+    report = model.report = checkpoints.load(model, source, candidates=_layouts)
+    return report
 
 
 def _layouts() -> Iterator[Layout]:

@@ -4,13 +4,16 @@ import re
 import warnings
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reidlib.models.layers import in_mode
+
+if TYPE_CHECKING:
+    from reidlib.models.wirings import ReIDModel
 
 
 class Complexity(NamedTuple):
@@ -128,7 +131,7 @@ _COUNTINGS = {
 }
 
 
-def _calls(model: nn.Module) -> list[Call]:
+def _calls(model: "ReIDModel") -> list[Call]:
     """Run one black image in eval mode; every call of a module, in order."""
     calls: list[Call] = []
 

@@ -136,7 +136,7 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
     part, record = path.with_name(f"{path.name}.part"), _record(path)
     same = record.get("validator") if record.get("link") == link else None
     have = part.stat().st_size if isinstance(same, str) and part.is_file() else 0
-    with _open(link, {"Range": f"bytes={have}-", "If-Range": same} if have else {}, timeout) as response:
+    with _open(link, {"Range": f"bytes={have}-", "If-Range": str(same)} if have else {}, timeout) as response:
         if response.status == 206 and not have:
             raise DownloadError(f"{link} answers with a part of a file, though all of it was asked for")
         if response.status == 416 or (response.status == 206 and not _continues(response, have, record.get("size"))):
@@ -169,7 +169,7 @@ def _receive(link: str, path: Path, progress: bool | None, timeout: float) -> No
     part.replace(path)
 
 
-def _open(link: str, headers: dict[str, str], timeout: float) -> HTTPResponse:
+def _open(link: str, headers: dict[str, str], timeout: float) -> HTTPResponse | HTTPError:
     headers = {"User-Agent": "reidlib", "Accept-Encoding": "identity"} | headers
     try:
         opener = OpenerDirector()  # http and https only: urlopen's would follow a link to file:// or ftp://

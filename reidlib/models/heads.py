@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,21 +27,19 @@ class RetrievalModule(nn.Module):
     """A head or a whole network: `features` gives what is ranked by, `outputs` what losses see, each in either mode.
 
     Calling the module gives `outputs` in training mode and `features` in eval mode; the two methods are for whoever
-    wants the other one. `feature_dim` is the width of the features.
+    wants the other one. `feature_dim`, an attribute or a property, is the width of the features.
     """
 
-    feature_dim: int
-
-    def features(self, *inputs: Tensor | Sequence[Tensor] | None) -> Tensor:
+    def features(self, *inputs: Any, **named: Any) -> Tensor:
         """Give the retrieval features, (B, feature_dim)."""
         raise NotImplementedError
 
-    def outputs(self, *inputs: Tensor | Sequence[Tensor] | None) -> Outputs:
+    def outputs(self, *inputs: Any, **named: Any) -> Outputs:
         """Give class scores, embeddings and maps for the losses."""
         raise NotImplementedError
 
-    def forward(self, *inputs: Tensor | Sequence[Tensor] | None) -> Tensor | Outputs:
-        return self.outputs(*inputs) if self.training else self.features(*inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | Outputs:
+        return self.outputs(*inputs, **named) if self.training else self.features(*inputs, **named)
 
 
 class CosineLinear(nn.Linear):
@@ -104,7 +102,7 @@ class Head(RetrievalModule):
         super().__init__()
         self.feature_dim = embed or reduce or channels
         self.pool = _POOLS[pool]()
-        self.embedding = _embedding(channels, embed) if embed else None
+        self.embedding: nn.Module | None = _embedding(channels, embed) if embed else None
         if reduce:
             self.embedding = nn.Linear(channels, reduce, bias=False)
         self.dropout = nn.Dropout(dropout) if dropout else None
@@ -116,7 +114,7 @@ class Head(RetrievalModule):
         if self.neck is not None:
             self.neck.bias.requires_grad_(False)
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Any) -> Tensor:
         """Pool and embed a map (B, channels, h, w), or embed a vector, to (B, feature_dim): what the neck takes."""
         x = self.pool(x).flatten(1) if x.ndim == 4 else x  # (B, channels)
         return x if self.embedding is None else self.embedding(x)
@@ -138,6 +136,8 @@ class MidHead(Head):
 
     `mid_first` says which half of the feature that embedding is: torchreid's first since 2018-11, its last before.
     """
+
+    embedding: nn.Sequential
 
     def __init__(
         self, channels: tuple[int, ...], num_classes: int | None, *, embed: int, mid_first: bool = True

@@ -67,12 +67,12 @@ class IBN(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.IN = InstanceNorm2d(self.half)
-        self.BN = nn.BatchNorm2d(channels - self.half)
+        self.instance = channels // 2  # not `half`, which is a method of every module
+        self.IN = InstanceNorm2d(self.instance)
+        self.BN = nn.BatchNorm2d(channels - self.instance)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], dim=1)
+        return torch.cat([self.IN(x[:, : self.instance]), self.BN(x[:, self.instance :])], dim=1)
 
 
 class SE(nn.Module):

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar  # type: ignore[attr-defined]  # numpy's own, which its stubs leave out
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -41,8 +42,8 @@ _ITEM_SIZES = {"Bool": 1, "Byte": 1, "Char": 1, "Short": 2, "Half": 2, "BFloat16
 _ITEM_SIZES |= {"Double": 8, "ComplexFloat": 8, "ComplexDouble": 16}
 # numpy's scalars: torchreid's files keep the score of their epoch as one. Plain data, no code.
 _NUMPY_SCALARS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
@@ -195,7 +196,7 @@ class _Pickle:
         """The dicts, lists, tuples and scalars of the pickle that begins here, with marks in place of tensors."""
         stack: list[Any] = []
         marks: list[list[Any]] = []
-        memo: dict[int, Any] = {}
+        memo: dict[Any, Any] = {}
         for opcode, argument, _ in genops(stream):
             self._count(1)
             match opcode.name:
@@ -298,7 +299,7 @@ class _Pickle:
                 return _DATA
         raise CheckpointError("is refused: it calls what no tensor needs")
 
-    def _storage(self, saved: object) -> _Storage:
+    def _storage(self, saved: Any) -> _Storage:
         match saved:
             case ("storage", _Name() as kind, str(key), str(), int(numel), *view) if numel >= 0:
                 name = re.fullmatch(r"torch(?:\.cuda|\.storage)?\.(\w+?)Storage", kind)
@@ -322,7 +323,7 @@ def _typed(value: Any, kind: type) -> Any:
     return value
 
 
-def _fill(target: object, items: Iterable[Any]) -> dict:
+def _fill(target: Any, items: Iterable[Any]) -> dict:
     """`target` with `items`, pairs of key and value; only keys whose hashes cannot be made to take for ever."""
     for key, value in items:
         if not (key is None or type(key) is str or (isinstance(key, int) and abs(key) < 2**60)):

@@ -94,7 +94,8 @@ class Weights:
     def input_size(self) -> tuple[int, int] | None:
         """(height, width) that they were trained at, as their table or run says; None if it does not."""
         if self.row:
-            return tuple(map(int, self.row.input.split("x"))) if self.row.input else None
+            height, _, width = self.row.input.partition("x")
+            return (int(height), int(width)) if height else None
         size = self._about.get("input_size")
         if size is None:
             return None
@@ -121,7 +122,7 @@ class Weights:
         """
         from torch.hub import get_dir
 
-        if self.row is None:
+        if self.row is None and self.file is not None:
             return self.file, sha256(self.file)
         root = weights_root()
         stem = _stem(self.file_name)
@@ -162,7 +163,8 @@ class Weights:
 
 def published_weights(model: str) -> dict[str, Weights]:
     """All weights of `model` with a link, by their name with the table in front, oldest table first."""
-    model, found = canonical_name(model), {}
+    model = canonical_name(model)
+    found: dict[str, Weights] = {}
     for row in published(model):
         if row.link:
             name = f"{row.table}:{_trained_on(row)}"

@@ -7,7 +7,7 @@ of the class `Network`: `features(x, camids=None)`, `outputs(x, camids=None)`, `
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from torch.nn import functional as F
 from reidlib.models.heads import Outputs, RetrievalModule
 from reidlib.models.layers import ChannelSelfAttention, fold_norms, in_mode, stripes
 
-Factory = Callable[..., nn.Module]
+if TYPE_CHECKING:
+    from reidlib.models.checkpoints import Report
+
+Factory = Callable[..., Any]  # gives a module with the attributes that its wiring reads, such as `channels`
 
 
 class Sizes(NamedTuple):
@@ -110,7 +113,8 @@ class Branches(Network):
 
     @property
     def feature_dim(self) -> int:
-        return sum(head.feature_dim for head in self.heads)
+        widths: list[int] = [int(head.feature_dim) for head in self.heads]
+        return sum(widths)
 
     def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
         """Give what each head is called with."""
@@ -154,7 +158,7 @@ class MGN(Branches):
 class _ThreeEnds(nn.Module):
     """A ResNet-like trunk with three copies of all that follows the third stage's first block."""
 
-    def __init__(self, trunk: nn.Sequential) -> None:
+    def __init__(self, trunk: Any) -> None:
         super().__init__()
         *parts, layer3, layer4 = trunk
         first, *rest = layer3
@@ -193,7 +197,7 @@ class ABD(Branches):
 class _TwoEnds(nn.Module):
     """A trunk that can be `cut`, with channel attention after its first stage, and its last stage twice."""
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.shallow, self.middle, end = trunk.cut()
         self.attention = ChannelSelfAttention()
@@ -291,10 +295,10 @@ class ReIDModel(nn.Module):
         interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network  # a Network, or a user's own module with its methods
         self.name, self.family = name, family
         self.init = "random"  # the weights that it was built with, by their name
-        self.report = None  # what the last load of weights did: a checkpoints.Report
+        self.report: Report | None = None  # what the last load of weights did: a checkpoints.Report
         self.num_classes, self.num_cameras, self.input_size = sizes
         self.mean, self.std, self.interpolation = mean, std, interpolation
         self._cam_name = ""  # of the module that `cam_layer` found

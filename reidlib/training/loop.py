@@ -17,7 +17,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -164,14 +164,14 @@ def train(
             distributed.check_same_epoch(run, len(history))
 
         # Channels last: convolutions are half as fast again, on CPUs and in bfloat16.
-        model.to(accelerator.device, memory_format=torch.channels_last)
+        model.to(accelerator.device).to(memory_format=torch.channels_last)
         criterion.to(accelerator.device)
         if world > 1:
             distributed.broadcast_state([model, criterion])
         optimizer = build_optimizer(model, recipe, criterion.learned)
         average = AveragedWeights(model, recipe.ema) if recipe.ema else None
         evaluated = average.module if average else model  # also what is kept
-        parts = {"model": model, "optimizer": optimizer, "criterion": criterion}
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "criterion": criterion}
         parts |= {"average": average} if average else {}
         if checkpoint:
             for name, part in parts.items():
@@ -277,7 +277,7 @@ class Trainer:
     """Trains one epoch after the other: `trainer.train_epoch(3)` returns the metrics of epoch 3."""
 
     model: nn.Module
-    loader: DataLoader[Batch]
+    loader: Any  # a DataLoader of Batches whose sampler has `set_epoch`
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     augment: Augmentation
@@ -363,7 +363,7 @@ class Trainer:
     def update(self) -> Tensor:
         """Take one step of the optimizer; return the norm of all gradients before they were clipped."""
         trained = [p for p in self.images_to_loss.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in trained])
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if self.recipe.clip:
             nn.utils.clip_grads_with_norm_(trained, self.recipe.clip, norm)
         self.optimizer.step()
@@ -424,7 +424,7 @@ def _copy_to_cpu(value: Tensor) -> Callable[[], float]:
     return wait
 
 
-def _compile(model: nn.Module, device: torch.device) -> nn.Module:
+def _compile(model: nn.Module, device: torch.device) -> Any:
     """Raises ValueError where torch.compile finds no compiler."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
@@ -459,7 +459,7 @@ class _Clock:
     def __init__(self) -> None:
         self.start, self.waited, self.images = time.perf_counter(), 0.0, 0
 
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def batches(self, loader: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The batches, each loaded while the one before is in use, even where there is no loader process."""
         source = iter(loader)
         with ThreadPoolExecutor(1) as ahead:

@@ -8,7 +8,8 @@ et al., ECCV 2016. Orthogonality: ABD-Net (Chen et al., ICCV 2019). Circle loss 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 from reidlib.errors import unknown_name
 from reidlib.seeds import torch_generator_for
 from reidlib.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from reidlib.models.wirings import ReIDModel
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.1, focal: float = 0.0) -> Tensor:
@@ -116,12 +120,12 @@ def _eigenvalue(matrix: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> Te
 
 def weight_spread(convolutions: Sequence[nn.Conv2d]) -> Tensor:
     """ABD-Net's penalty on weights: for each convolution 10 × the squared spread of its filters, summed."""
-    return sum(10 * eigenvalue_spread(c.weight.flatten(1), torch.rand).square() for c in convolutions)
+    return reduce(torch.add, (10 * eigenvalue_spread(c.weight.flatten(1), torch.rand).square() for c in convolutions))
 
 
 def feature_spread(maps: Sequence[Tensor]) -> Tensor:
     """ABD-Net's penalty on maps (B, C, h, w): for each the spread of its channels, as in a batch of 32, summed."""
-    return sum(32 * eigenvalue_spread(x.flatten(2)).mean() for x in maps)
+    return reduce(torch.add, (32 * eigenvalue_spread(x.flatten(2)).mean() for x in maps))
 
 
 def _of_library(name: str, **settings: Any) -> Callable[[Any, Tensor], Tensor]:
@@ -174,7 +178,7 @@ class Criterion(nn.Module):
     the checkpoint. Raises ValueError on building where the model lacks what the recipe asks of it.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module) -> None:
+    def __init__(self, recipe: Recipe, model: "ReIDModel") -> None:
         super().__init__()
         self.recipe, self.epoch = recipe, 1
         asked = (recipe.height, recipe.width)
@@ -190,7 +194,7 @@ class Criterion(nn.Module):
         if recipe.center_weight:
             generator = torch_generator_for(recipe.seed, "centers")
             for x in outputs.embeddings:
-                self.centers.append(nn.Parameter(torch.randn(model.num_classes, x.shape[1], generator=generator)))
+                self.centers.append(nn.Parameter(torch.randn(model.num_classes or 0, x.shape[1], generator=generator)))
         self.further = {name: (weight, LOSSES[name]) for name, weight in named_losses(recipe.losses).items()}
         self.learned = nn.ModuleDict()  # further losses with parameters or other state
         for name, (weight, loss) in self.further.items():
@@ -203,7 +207,7 @@ class Criterion(nn.Module):
 
             self.pairs = CircleLoss(m=recipe.circle_margin, gamma=recipe.circle_scale)
 
-    def _check(self, outputs: Any, model: nn.Module) -> None:
+    def _check(self, outputs: Any, model: "ReIDModel") -> None:
         recipe = self.recipe
         lacks = {
             "cross_entropy_weight": (not outputs.logits, "has no classifier: build it with num_classes"),
@@ -241,7 +245,7 @@ class Criterion(nn.Module):
         if r.center_weight:
             pairs = zip(xs, self.centers, strict=True)
             yield "center", r.center_weight, self._mean([center(x, labels, centers) for x, centers in pairs])
-        if r.circle_weight:
+        if self.pairs is not None:
             yield "circle", r.circle_weight, self._mean([self.pairs(x.float(), labels) for x in xs])
         if r.orthogonal_weights:
             yield "orthogonal_weights", r.orthogonal_weights, weight_spread(self.convolutions[0])

@@ -10,6 +10,7 @@ from reidlib.training.recipes import Recipe
 
 _HEADS = re.compile(r"\bnetwork\.heads?\.")  # the names of the parameters that do not belong to the backbone
 _OPEN_LAYERS = {"heads": _HEADS, "classifiers": re.compile(r"\b(?:classifiers?|scores)\.")}
+_FROZEN = "temporarily_frozen"  # the mark of a parameter that is trained again later
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe, losses: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -27,7 +28,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, losses: nn.Module | None =
     named = [(name, parameter, bool(_HEADS.search(name))) for name, parameter in model.named_parameters()]
     named += [(name, parameter, True) for name, parameter in losses.named_parameters()] if losses else []
     for name, parameter, in_head in named:
-        if parameter.requires_grad or getattr(parameter, "temporarily_frozen", False):
+        if parameter.requires_grad or getattr(parameter, _FROZEN, False):
             bias = name.endswith("bias")
             lr = recipe.lr * (1 if in_head else recipe.backbone_lr) * (recipe.bias_lr if bias else 1)
             decay = recipe.weight_decay * (recipe.bias_decay if bias else 1)
@@ -58,9 +59,11 @@ def begin_epoch(model: nn.Module, recipe: Recipe, epoch: int) -> None:
     for name, parameter in model.named_parameters():
         if frozen and parameter.requires_grad and not still_open.search(name):
             # The mark tells it from a parameter that is never trained, such as the bias of a BNNeck.
-            parameter.requires_grad_(False).temporarily_frozen = True
-        elif not frozen and getattr(parameter, "temporarily_frozen", False):
-            parameter.requires_grad_(True).temporarily_frozen = False
+            parameter.requires_grad_(False)
+            setattr(parameter, _FROZEN, True)
+        elif not frozen and getattr(parameter, _FROZEN, False):
+            parameter.requires_grad_(True)
+            setattr(parameter, _FROZEN, False)
     if frozen and recipe.open_layers == "classifiers":
         for name, module in model.named_modules():
             if not any(module.children()) and not still_open.search(name + "."):

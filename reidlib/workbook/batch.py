@@ -28,7 +28,7 @@ from reidlib.training.settings import read_text, type_name
 from reidlib.workbook.runs import Run
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 _TASKS = ("train", "pretrain")  # notebooks whose `settings` takes every parameter of a training
 _PATHS = {"run", "init", "weights", "plugins", "dataset", "datasets", "sources", "tested_on", "output"}
 

@@ -156,8 +156,8 @@ class Run(RunFolder):
         `trained=False`: every run that has begun.
         """
         if not trained:
-            return super().all()
-        runs = [run for run in super().all("model.json") if run.readable("model.json")]
+            return cls.having("metrics.jsonl")
+        runs = [run for run in cls.having("model.json") if run.readable("model.json")]
         return [run for run in runs if "classes" not in run.read_json("model.json")]
 
     # What is in the folder

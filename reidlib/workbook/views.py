@@ -106,7 +106,7 @@ def all_settings(job: Job) -> Any:
 
 def best_epoch(job: Job, history: History) -> dict[str, float]:
     """The metrics of the best evaluated epoch of a job's training."""
-    return best_row(history, job.score)
+    return best_row(history, job.score) or {}
 
 
 def result_table(job: Job, history: History) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from reidlib.errors import unknown_name
 from reidlib.models import create_model, list_models
-from reidlib.models.printed.cards import Card, card
+from reidlib.models.printed.cards import Card, card, sections
 from reidlib.models.printed.costs import exact, figures, pareto_front
 from reidlib.models.printed.page import CROSSINGS, DATASETS
 from reidlib.models.printed.published import published, results
@@ -191,54 +191,18 @@ def card_page(shown: Card) -> Any:
     """A card as HTML: facts, parts, every printed figure beside what is counted here, results, weights, recipe."""
     from IPython.display import HTML
 
-    height, width = shown.input_size
     settings = RECIPES[shown.recipe]
-    changed = settings.changed(Recipe())
-    facts = {
-        "loads the files of": shown.family,
-        "same network as": ", ".join(shown.same_network) or "no other",
-        "input": f"RGB {height} × {width}, mean {shown.mean}, std {shown.std}",
-        "feature": f"{shown.feature_dim} values",
-        "cost": f"{shown.cost.params / 1e6:.3f} M parameters, {shown.cost.macs / 1e9:.3f} G multiply-adds an image",
-        "CAM": f"read at {shown.cam_layer}: {_shape(shown.cam_map)}",
-        "recipe": f"{shown.recipe}: " + ", ".join(f"{name} {getattr(settings, name)}" for name in changed),
-    }
-    parts = [(p.name, p.kind, _shape(p.output), f"{p.params:,}".replace(",", " ")) for p in shown.parts]
-    sizes = []
-    for figure in shown.figures:
-        for unit, printed, here, why in (
-            ("M parameters", figure.printed_params, figure.params / 1e6, figure.params_why),
-            ("G multiply-adds", figure.printed_macs, figure.macs / 1e9, figure.macs_why),
-        ):
-            if printed:
-                sizes.append((figure.table, printed, f"{here:.3f}", unit, why or "as here"))
-    scores = [
-        (r.table, r.trained_on + " (all images)" * r.combineall, r.tested_on, r.loss, r.rank1, r.mAP)
-        for r in shown.results
-        if r.rank1 is not None
-    ]
-    notes = "".join(
-        f"<p>{t}: {escape(note)}.</p>" for t, note in dict.fromkeys((r.table, r.note) for r in shown.results if r.note)
-    )
-    weights = [
-        (
-            f"<code>reidlib.create_model({shown.name!r}, weights={w.name!r})</code>",
-            f'<a href="{escape(w.row.link)}" target="_blank" rel="noopener">'
-            + (f"open it and keep it as {w.file_name}" if w.by_hand else f"fetched as {w.file_name}")
-            + "</a>",
-        )
-        for w in shown.weights
-    ]
-    sections = {
-        "": _html(("", ""), [(f"<b>{key}</b>", escape(value)) for key, value in facts.items()]),
-        "parts": _html(("part", "kind", "output", "parameters at 751 identities"), parts),
-        "printed and counted": _html(("source", "printed", "here", "", ""), sizes),
-        "results": _html(("source", "trained on", "tested on", "loss", NAMES["rank1"], NAMES["mAP"]), scores) + notes,
-        "weights": _html(("how", "where"), weights),
-    }
-    pages = [f"<h3>{shown.name}</h3>"]
-    pages += [f"<h4>{title}</h4>{html}" for title, html in sections.items() if "<td" in html]
-    return HTML("".join(pages) + "<p>No weights were published.</p>" * (not weights))
+    changed = ", ".join(f"{name} {getattr(settings, name)}" for name in settings.changed(Recipe()))
+    pages = [f"<h3>{escape(shown.name)}</h3>"]
+    for title, columns, rows in sections(shown, changed):
+        pages += [f"<h4>{title}</h4>"] * bool(title)
+        pages.append(_html(map(escape, columns), (map(_linked, row) for row in rows)))
+    return HTML("".join(pages) + "<p>No weights were published.</p>" * (not shown.weights))
+
+
+def _linked(cell: str) -> str:
+    text = escape(cell)
+    return f'<a href="{text}" target="_blank" rel="noopener">{text}</a>' if cell.startswith("http") else text
 
 
 def browse_cards(names: Sequence[str], **how: Any) -> Any:
@@ -293,11 +257,7 @@ def speed(
     return 1e3 * best[0], batch / best[1]
 
 
-def _shape(sizes: Sequence[int]) -> str:
-    return " × ".join(map(str, sizes))
-
-
-def _html(head: Sequence[str], rows: Iterable[Iterable[object]], *, wrap: bool = True) -> str:
+def _html(head: Iterable[str], rows: Iterable[Iterable[object]], *, wrap: bool = True) -> str:
     """A table with its text on the left; the first column, and all without `wrap`, keep to one line."""
     left, line = "text-align: left", "text-align: left; white-space: nowrap"
     over = "position: sticky; top: 0; background: var(--jp-layout-color0, white)"  # what scrolls below the titles

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 CANVAS = (512, 256)  # height, width; every image is drawn at this size and then reduced
-RGB = tuple[int, int, int]
+RGB = tuple[int, ...]  # three of them, 0 to 255
 Disc = tuple[int, int, int]  # x, y, radius in canvas pixels
 
 _ONE = 4096

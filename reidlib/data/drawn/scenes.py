@@ -122,7 +122,10 @@ def draw_scene(kind: str, dice: Dice) -> np.ndarray:
             for k in range(14):
                 hull([(x + 24 + 13 * k, line - 116 - 9 * (k % 3), 12)], fruit if k % 3 else awning)
         slabs(line + 10, 36, 5, ground + 2, grow=8)
-    texture = sum(_clouds(dice, grain) * strength // 128 for grain, strength in ((150, 22), (24, 12), (5, 10)))
+    coarse, middle, fine = (
+        _clouds(dice, grain) * strength // 128 for grain, strength in ((150, 22), (24, 12), (5, 10))
+    )
+    texture = coarse + middle + fine
     return np.clip(np.array(sprite.colours, np.int16)[sprite.index] + texture[..., None], 0, 255).astype(np.uint8)
 
 

@@ -15,6 +15,7 @@ timm is imported where it is used: it takes seconds.
 
 from collections import OrderedDict
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +72,13 @@ class SENet(nn.Sequential):
     def __init__(self, variant: str = "legacy_seresnet50", *, last_stride: int = 2) -> None:
         from timm import create_model
 
-        net = create_model(variant, num_classes=0)
+        net: Any = create_model(variant, num_classes=0)
         parts = ("layer0", "pool0", "layer1", "layer2", "layer3", "layer4")
         super().__init__(OrderedDict((part, getattr(net, part)) for part in parts))
-        first = self.layer4[0]
+        first = net.layer4[0]
         for conv in (first.conv1, first.conv2, first.downsample[0]):
             conv.stride = tuple(min(side, last_stride) for side in conv.stride)
-        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+        for block in (*net.layer1, *net.layer2, *net.layer3, *net.layer4):
             block.se_module = SE(block.conv3.out_channels, block.se_module.fc1.out_channels)
         self.channels, self.imagenet = net.num_features, f"timm/{variant}"
 
@@ -92,7 +93,7 @@ class ResNeSt(nn.Sequential):
     def __init__(self) -> None:
         from timm import create_model
 
-        net = create_model("resnest50d", num_classes=0, output_stride=16)
+        net: Any = create_model("resnest50d", num_classes=0, output_stride=16)
         first = net.layer4[0]
         first.avd_last = nn.AvgPool2d(3, stride=1, padding=1)
         first.downsample[0] = nn.Identity()
@@ -119,7 +120,7 @@ def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Modu
     """timm's `variant`, as it is, to its last map; `min_size` is the smallest side of an image that it takes."""
     from timm import create_model
 
-    net = create_model(variant, num_classes=0, global_pool="", **kwargs)
+    net: Any = create_model(variant, num_classes=0, global_pool="", **kwargs)
     net.channels, net.min_size, net.imagenet = net.num_features, min_size, f"timm/{variant}"
     return net
 

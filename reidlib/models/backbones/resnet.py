@@ -5,6 +5,7 @@ The trunk ends at the last map; torchvision's pooling and classifier are left ou
 """
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
@@ -27,6 +28,8 @@ class ResNet(nn.Sequential):
     `mid=True` gives the maps after each of the last stage's three blocks, as a tuple (Yu et al., "The Devil is in the
     Middle", arXiv 1711.08106).
     """
+
+    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -70,9 +73,10 @@ class ResNet(nn.Sequential):
 
     @property
     def cam_layer(self) -> nn.Module:
-        return self[-1][-1]
+        last: Any = self[-1]  # the last stage, or the attention after it
+        return last[-1]
 
-    def cut(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+    def cut(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """The trunk as three in a row: to the end of the first stage, of the third, of the last."""
         *stem, layer1, layer2, layer3, layer4 = self
         return nn.Sequential(*stem, layer1), nn.Sequential(layer2, layer3), layer4

@@ -33,7 +33,7 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.shuffle(F.relu(self.bn1(self.conv1(x))))
         y = self.bn3(self.conv3(self.bn2(self.conv2(y))))
-        return F.relu(torch.cat([self.pool(x), y], dim=1) if self.down else x + y)
+        return F.relu(torch.cat([self.pool(x), y], dim=1) if self.pool is not None else x + y)
 
 
 class ShuffleNet(nn.Sequential):

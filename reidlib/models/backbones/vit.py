@@ -75,7 +75,7 @@ class ViT(nn.Module):
         size, tokens = x.shape[2:], x.flatten(2).transpose(1, 2)  # (B, h * w, 768)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1) + self._positions(size)
         if self.sie_embed is not None:
-            tokens = tokens + self.camera_weight * self._cameras(camids)
+            tokens = tokens + self.camera_weight * self._cameras(self.sie_embed, camids)
         tokens = self.blocks(tokens)
         patches = self.cam_layer(tokens[:, 1:].transpose(1, 2).unflatten(2, size))
         return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
@@ -90,10 +90,10 @@ class ViT(nn.Module):
         embedding = torch.cat([embedding[:, :1], embedding[:, -side * side :]], dim=1)
         return state | {"pos_embed": _resized(embedding, (side, side), self.grid)}
 
-    def _cameras(self, camids: Tensor | None) -> Tensor:
+    def _cameras(self, embeddings: Tensor, camids: Tensor | None) -> Tensor:
         """The embedding of each camera, (B, 1, 768), or one for all, (1, 1, 768)."""
-        count = len(self.sie_embed)
-        mean = self.sie_embed.mean(0, keepdim=True) if count else self.sie_embed.new_zeros(1, 1, self.channels)
+        count = len(embeddings)
+        mean = embeddings.mean(0, keepdim=True) if count else embeddings.new_zeros(1, 1, self.channels)
         if camids is None or not count:
             self._unseen("no camids are given" if count else "the model was built without num_cameras")
             return mean
@@ -101,7 +101,7 @@ class ViT(nn.Module):
         seen = (camids >= 0) & (camids < count)
         if not (torch.compiler.is_compiling() or seen.is_meta) and not seen.all():  # these two have no values to ask
             self._unseen(f"camids {sorted(set(camids[~seen].tolist()))} are not in 0 to {count - 1}")
-        embedding = self.sie_embed[camids.clamp(0, count - 1)]
+        embedding = embeddings[camids.clamp(0, count - 1)]
         return torch.where(seen.view(-1, 1, 1), embedding, mean)
 
     def _unseen(self, reason: str) -> None:

@@ -4,6 +4,7 @@ Wightman: "PyTorch Image Models", github.com/huggingface/pytorch-image-models. I
 takes seconds.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from math import log
@@ -42,7 +43,7 @@ class Wrapped(nn.Module):
         """Give the output of a module as a map (B, C, h, w); None if it does not look like one."""
         if hasattr(self.net, "cam_map"):
             return self.net.cam_map(activation)
-        return activation if activation.ndim == 4 and _is_grid(*activation.shape[2:], self.input_size) else None
+        return activation if activation.ndim == 4 and _is_grid(activation.shape[2:], self.input_size) else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -76,14 +77,15 @@ def output_shape(net: nn.Module, input_size: tuple[int, int], name: str) -> tupl
     return tuple(y.shape[1:])
 
 
-def _is_grid(h: int, w: int, size: tuple[int, int]) -> bool:
-    """Whether a map of h x w can be one of images of this size: about as slender, and more than a line."""
+def _is_grid(shape: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether a map of (h, w) can be one of images of this size: about as slender, and more than a line."""
+    h, w = shape
     return min(h, w) > 1 and abs(log(h * size[1] / (w * size[0]))) < log(1.6)
 
 
 def _grid(count: int, size: tuple[int, int]) -> tuple[int, int] | None:
     """The rows and columns that so many patches lie in."""
-    pairs = [(h, count // h) for h in range(2, count) if count % h == 0 and _is_grid(h, count // h, size)]
+    pairs = [(h, count // h) for h in range(2, count) if count % h == 0 and _is_grid((h, count // h), size)]
     return min(pairs, key=lambda pair: abs(log(pair[0] * size[1] / (pair[1] * size[0]))), default=None)
 
 

@@ -3,10 +3,10 @@
 Everything is read off the model itself, built and run on the meta device: no memory, no weights, no download.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from reidlib.models.heads import RetrievalModule
 from reidlib.models.printed.costs import CAMERAS, IDENTITIES, Figure, figures
 from reidlib.models.printed.published import SOURCES, Published, published
 from reidlib.models.weights import Weights, published_weights
+from reidlib.models.wirings import ReIDModel
 from reidlib.models.zoo import MODELS, declaration
+from reidlib.scores import NAMES
 
 
 class Part(NamedTuple):
@@ -68,6 +70,73 @@ def _age(weights: Weights) -> int:
     return -list(SOURCES).index(weights.row.table)
 
 
+class Section(NamedTuple):
+    """A table of a card, for whichever way it is shown: every cell is text; a cell that is an address is a link."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def sections(card: Card, recipe: str = "") -> list[Section]:
+    """A card as tables, the empty ones left out.
+
+    Args:
+        card: From `card`.
+        recipe: What is said of the settings of `card.recipe`, which this room does not know.
+
+    Returns:
+        Facts, parts, each printed figure beside what is counted here, results, notes and weights.
+    """
+    facts = [
+        ("loads the files of", card.family),
+        ("same network as", ", ".join(card.same_network) or "no other"),
+        ("input", f"RGB {_shape(card.input_size)}, mean {card.mean}, std {card.std}"),
+        ("feature", f"{card.feature_dim} values"),
+        ("cost", f"{card.cost.params / 1e6:.3f} M parameters, {card.cost.macs / 1e9:.3f} G multiply-adds an image"),
+        ("CAM", f"read at {card.cam_layer}: {_shape(card.cam_map)}"),
+        ("recipe", card.recipe + f": {recipe}" * bool(recipe)),
+    ]
+    parts = [(part.name, part.kind, _shape(part.output), f"{part.params:,}".replace(",", " ")) for part in card.parts]
+    printed = [
+        (f.table, text, f"{here:.3f}", unit, why or "as here")
+        for f in card.figures
+        for text, here, unit, why in (
+            (f.printed_params, f.params / 1e6, "M parameters", f.params_why),
+            (f.printed_macs, f.macs / 1e9, "G multiply-adds", f.macs_why),
+        )
+        if text
+    ]
+    results = [
+        (
+            row.table,
+            row.trained_on + " (all images)" * row.combineall,
+            row.tested_on,
+            ", ".join(filter(None, (row.loss, row.protocol))),
+            *(str(row.rank1), str(row.mAP)),
+        )
+        for row in card.results
+        if row.rank1 is not None
+    ]
+    weights = [
+        (f"weights={w.name!r}", f"open the link, keep it as {w.file_name}" if w.by_hand else w.file_name, w.row.link)
+        for w in card.weights
+    ]
+    tables = [
+        Section("", ("", ""), facts),
+        Section("parts", ("part", "kind", "output", f"parameters at {IDENTITIES['market1501']} identities"), parts),
+        Section("printed and counted", ("source", "printed", "here", "of", ""), printed),
+        Section("results", ("source", "trained on", "tested on", "how", NAMES["rank1"], NAMES["mAP"]), results),
+        Section("notes", ("source", "note"), list(dict.fromkeys((r.table, r.note) for r in card.results if r.note))),
+        Section("weights", (f"reidlib.create_model({card.name!r}, …)", "file", "link"), weights),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " × ".join(map(str, sizes))
+
+
 def same_network(name: str) -> tuple[str, ...]:
     """The other names that are declared with the same trunk, head and wiring, whatever the project and its weights."""
 
@@ -86,19 +155,20 @@ def _declared(value: object) -> object:
     return tuple(map(_declared, value)) if isinstance(value, tuple) else value
 
 
-def _shapes(model: nn.Module) -> tuple[dict[nn.Module, tuple[int, ...]], str, tuple[int, ...]]:
+def _shapes(model: ReIDModel) -> tuple[dict[nn.Module, tuple[int, ...]], str, tuple[int, ...]]:
     """The output of every module that runs for one image, without the batch; where a CAM is read, and its map."""
-    outputs: dict[nn.Module, object] = {}
+    outputs: dict[nn.Module, Any] = {}
     handles = [module.register_forward_hook(lambda m, _, out: outputs.update({m: out})) for module in model.modules()]
     model(torch.zeros(1, 3, *model.input_size, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta"))
     for handle in handles:
         handle.remove()
     shapes = {module: tuple(out.shape[1:]) for module, out in outputs.items() if isinstance(out, Tensor)}
-    layer = model.network.cam_layer
+    layer: nn.Module | None = model.network.cam_layer
     if layer is None:  # it is found by gradients, which have no values here
         return shapes, "", ()
     name = next(key for key, module in model.named_modules() if module is layer)
-    return shapes, name, tuple(model.cam_map(outputs[layer]).shape[1:])
+    activation = model.cam_map(outputs[layer])
+    return shapes, name, tuple(activation.shape[1:]) if isinstance(activation, Tensor) else ()
 
 
 def _parts(network: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> Iterator[Part]:

@@ -106,7 +106,7 @@ def fronts() -> Iterator[str]:
     best: dict[str, dict[str, Published]] = {}
     for name in DATASETS:
         rows = results(name)
-        front = pareto_front([exact(row.model).macs for row in rows], [row.mAP for row in rows])
+        front = pareto_front([exact(row.model).macs for row in rows], [float(row.mAP) for row in rows])
         for row in (row for row, on in zip(rows, front, strict=True) if on):
             best.setdefault(row.model, {})[name] = row
     cells = [
@@ -230,7 +230,7 @@ def footnotes() -> Iterator[str]:
             yield f"[^{counting}]: Printed are {', '.join(text for text, _ in said)}: {reasons}."
 
 
-def _notable(figure: Figure) -> tuple[str, str]:
+def _notable(figure: Figure) -> tuple[str, ...]:
     """What is printed of a model's parameters and multiply-adds; empty where that is not far from what it has."""
     sides = (
         (figure.params_why, figure.printed_params, figure.params / 1e6),
