@@ -5,6 +5,7 @@
 # make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make docs   README, docs/ and the API as a website in site/, with all links checked (half a minute)
+# make pictures   the pictures of README and docs/ anew, from the run of make demo (which it calls if there is none)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN    := .venv/bin
 # The mark of a finished installation carries the pins' checksum: other pins, another .venv.
 READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
-.PHONY: demo test test-all fuzz gpu bench zoo docs lab lint notebooks lock setup clean
+.PHONY: demo test test-all fuzz gpu bench zoo docs pictures lab lint notebooks lock setup clean
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
@@ -67,6 +68,10 @@ bench: $(READY)
 
 zoo: $(READY)
 	$(BIN)/python -m reidlib.models.printed.page
+
+pictures: $(READY)
+	test -f runs/demo/result.json || $(MAKE) demo
+	$(BIN)/python docs/pictures.py
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -q -W --keep-going -d site/.trees -c docs . site

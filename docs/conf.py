@@ -18,7 +18,7 @@ root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "benchmarks/*.md"]
 html_theme, html_title, html_show_sourcelink, html_copy_source = "furo", "reidlib", False, False
 html_theme_options = {"top_of_page_buttons": []}
-default_role = "code"
+default_role, highlight_language = "code", "none"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 myst_heading_anchors = 3
@@ -35,7 +35,7 @@ CONTENTS = {
     "Training": ["docs/training", "docs/distributed", "docs/your_idea", "docs/pretraining", "docs/memory"],
     "Running": ["docs/batch", "docs/search", "docs/run_folders", "docs/platforms"],
     "Results": ["docs/metrics", "docs/evaluator", "benchmarks/README"],
-    "Models": ["docs/zoo", "MODEL_ZOO"],
+    "Models": ["docs/zoo", "Every published result </MODEL_ZOO>"],
     "Help": ["docs/faq", "docs/cite", "docs/SECURITY", "CONTRIBUTING", "CHANGELOG"],
     "Reference": ["docs/api"],
 }
@@ -45,7 +45,7 @@ def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
     """Append what code hosts do not show: the contents of the site to README, those of the benchmarks to their page."""
     if name == "README":
         for caption, pages in CONTENTS.items():
-            listed = "\n".join(f"/{page}" for page in pages)
+            listed = "\n".join(page if "<" in page else f"/{page}" for page in pages)
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
     elif name == "benchmarks/README":
         listed = "\n".join(sorted(path.stem for path in ROOT.glob("benchmarks/*.md") if path.stem != "README"))

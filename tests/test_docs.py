@@ -12,7 +12,9 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -306,6 +308,55 @@ def test_every_file_of_a_run_folder_is_explained() -> None:
         assert name.replace("epoch-*", "epoch-0010") in text, name
     for name in set(_FOLDERS) - {"tensorboard", "trackers"}:
         assert f"`{name}/`" in text, name
+
+
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ModuleType:
+    spec = spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_picture_of_a_page_is_made_by_make_pictures(pictures: ModuleType) -> None:
+    shown = {name for page in PAGES for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", prose(page))}
+    assert {Path(name).name for name in shown} == pictures.PICTURES.keys()
+    assert {
+        path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".jpg", ".png")
+    } <= pictures.PICTURES.keys()
+
+
+def test_no_picture_is_stale(pictures: ModuleType) -> None:
+    stale = {name: changes for name in pictures.PICTURES if (changes := pictures.changed(name))}
+    assert not stale, f"call `make pictures`: {stale}"
+
+
+def test_a_picture_is_stale_when_its_code_has_changed_and_not_when_words_have(
+    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, notebook = tmp_path / "plot.py", tmp_path / "page.ipynb"
+    monkeypatch.setattr(pictures, "ROOT", tmp_path)
+    monkeypatch.setattr(pictures, "DOCS", tmp_path)
+    monkeypatch.setattr(pictures, "NOTES", tmp_path / "pictures.json")
+    monkeypatch.setattr(pictures, "PICTURES", {"a.jpg": pictures.Picture(9, ("plot.py", "page.ipynb"), trained=False)})
+    code = 'def draw():\n    """Draw it."""\n    return 1\n'
+    cell = {"cell_type": "code", "source": ["k = 3"], "outputs": []}
+    source.write_text(code)
+    notebook.write_text(json.dumps({"cells": [cell]}))
+    (tmp_path / "a.jpg").write_bytes(b"a picture")
+    assert pictures.changed("a.jpg") == ["a.jpg", "page.ipynb", "plot.py"]  # never made
+    (tmp_path / "pictures.json").write_text(json.dumps({"a.jpg": pictures.stamp("a.jpg")}))
+    assert pictures.changed("a.jpg") == []
+    source.write_text('"""A module."""\n\n' + code.replace("Draw it.", "Draw it well,\n    and say so.") + "# done\n")
+    notebook.write_text(json.dumps({"cells": [cell | {"outputs": ["3"]}, {"cell_type": "markdown", "source": ["#"]}]}))
+    assert pictures.changed("a.jpg") == []
+    source.write_text(code.replace("1", "2"))
+    notebook.write_text(json.dumps({"cells": [cell | {"source": ["k = 4"]}]}))
+    (tmp_path / "a.jpg").write_bytes(b"another picture")
+    assert pictures.changed("a.jpg") == ["a.jpg", "page.ipynb", "plot.py"]
 
 
 # What a code host shows
