@@ -57,7 +57,7 @@ PICTURES = {
     "zoo_table.jpg": Picture(1400, ("reidlib/workbook/zoo_table.py", *_PRINTED), trained=False),
 }
 # Fewer rows than a page has: these stand side by side in README.
-_SMALL = ["ranklist", "gradcam", "-p", "queries", "3", "-p", "k", "5"]
+_SMALL = {"ranklist": ["-p", "queries", "3", "-p", "k", "8"], "gradcam": ["-p", "queries", "3", "-p", "k", "3"]}
 _STYLE = "body{margin:12px;font:14px sans-serif} table{border-collapse:collapse} th,td{padding:5px 8px;text-align:left}"
 _STYLE += "tr:nth-child(even){background:#f5f5f5} thead{border-bottom:1px solid #bbb} a{color:#0a3d91}"
 
@@ -114,11 +114,12 @@ def demo_command() -> list[str]:
 def check_demo(run: Path) -> None:
     """Raise ValueError if the run of the demo was trained with other settings than `make demo` has today."""
     from reidlib.training import Job
-    from reidlib.workbook.batch import sort_parameters
+    from reidlib.workbook.batch import parameters, sort_parameters
 
     words = demo_command()
     given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
-    asked = Job.from_params(sort_parameters(words[: words.index("-p")], given)["train"])
+    defaults = {name: p.default for name, p in parameters("train").items() if not p.in_settings}
+    asked = Job.from_params(defaults | sort_parameters(words[: words.index("-p")], given)["train"])
     trained = Job.from_params(json.loads((run / "params.json").read_text("utf-8")))
     wrong = asked.recipe.changed(trained.recipe)
     wrong += [what for what in ("model", "dataset") if getattr(asked.plan, what) != getattr(trained.plan, what)]
@@ -136,15 +137,16 @@ def draw(run: Path) -> Iterator[tuple[str, Path]]:
         copy = Path(folder) / "runs" / "demo"
         shutil.copytree(run, copy, ignore=shutil.ignore_patterns("notebooks", "last.pt"))
         environment = os.environ | {"REID_RUNS": str(copy.parent)}
-        command = [sys.executable, "-m", "reidlib.batch", *_SMALL, "-p", "run", "demo"]
-        for figure in [*copy.rglob("*ranklist*.png"), *copy.rglob("*gradcam*.png")]:
-            figure.unlink()
-        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        for notebook, given in _SMALL.items():
+            for figure in (copy / "figures").rglob(f"*{notebook}*"):
+                figure.unlink()
+            command = [sys.executable, "-m", "reidlib.batch", notebook, *given, "-p", "run", "demo"]
+            subprocess.run(command, cwd=ROOT, env=environment, check=True)
         for name, picture in PICTURES.items():
             if picture.figure:
                 found = sorted((copy / "figures").rglob(picture.figure))
                 if not found:
-                    raise FileNotFoundError(f"{name}: no figure {picture.figure} in a run of {shlex.join(_SMALL)}")
+                    raise FileNotFoundError(f"{name}: the notebooks left no figure {picture.figure}")
                 yield name, found[0]
         yield from draw_others(Path(folder))
 
