@@ -105,7 +105,7 @@ def main() -> None:
     data = load_dataset("synthetic-small")
     lines += [
         "",
-        f"From files to features: {args.images} drawn pictures of 256 x 128 as JPEG, {threads} threads. Plain is the",
+        f"From files to features: {args.images} drawn images of 256 x 128 as JPEG, {threads} threads. Plain is the",
         "loop of the original projects (`benchmarks/plain.py`: PIL, batches of 100, 2 loader processes, float32);",
         "here is `extract_features` with its defaults (float32 too). Images per second, their ratio, and the largest",
         "difference of a feature over the largest feature.",

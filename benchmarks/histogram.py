@@ -1,9 +1,9 @@
-"""What colours alone are worth on the drawn data sets: a histogram of each picture's stripes, ranked as feats are.
+"""What colours alone are worth on the drawn datasets: a histogram of each image's stripes, ranked as feats are.
 
     python benchmarks/histogram.py [--datasets synthetic-small,synthetic_b-small]
 
-Hue × saturation × value in 8 × 8 × 8 bins by square roots, of the whole picture and of six stripes, cosine distance.
-Prints Rank-1 and mAP: a data set on which this does well could be solved without seeing people.
+Hue × saturation × value in 8 × 8 × 8 bins by square roots, of the whole image and of six stripes, cosine distance.
+Prints Rank-1 and mAP: a dataset on which this does well could be solved without seeing people.
 """
 
 import argparse

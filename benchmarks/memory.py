@@ -61,7 +61,7 @@ def main() -> None:
         "# Peak memory",
         "",
         f"{args.dataset} at 128 × 64, osnet_x0_25, training for {args.epochs} epochs, on a CPU, {time.strftime('%F')};",
-        "by `python benchmarks/memory.py`. Pictures that fit into memory are kept there.",
+        "by `python benchmarks/memory.py`. Images that fit into memory are kept there.",
         "",
         "| task | MiB |",
         "|---|--:|",

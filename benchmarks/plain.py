@@ -16,7 +16,7 @@ from reidlib.models import ReIDModel
 
 
 class PlainSet(Dataset[tuple[Tensor, int]]):
-    """One picture at a time: opened, resized, augmented for training, normalised."""
+    """One image at a time: opened, resized, augmented for training, normalised."""
 
     def __init__(self, samples: Sequence[Sample], model: ReIDModel, *, training: bool) -> None:
         height, width = model.input_size
@@ -38,7 +38,7 @@ class PlainSet(Dataset[tuple[Tensor, int]]):
 def extract_plainly(
     model: ReIDModel, samples: Sequence[Sample], *, batch: int, workers: int, device: str = "cpu"
 ) -> tuple[Tensor, float]:
-    """The features (N, D) of all pictures on the CPU, and the seconds from files to features."""
+    """The features (N, D) of all images on the CPU, and the seconds from files to features."""
     loader = DataLoader(
         PlainSet(samples, model, training=False), batch_size=batch, num_workers=workers, pin_memory=device != "cpu"
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/recipes.py [--epochs 20] [--size 64 32] [--seeds 3] [--recipes bot,agw]
 
-Recipes are made for a trunk that knows pictures already. ImageNet's part is played by drawn people of other cameras and
+Recipes are made for a trunk that knows images already. ImageNet's part is played by drawn people of other cameras and
 clothes: OSNet ×0.25 is trained on `synthetic_b-small` first, and every recipe begins with that trunk and goes on with
 `synthetic-small`, its lengths scaled down, its rate as published. Runs are left in the runs folder, under `recipes/`:
 what was interrupted goes on. Writes recipes.md, with all lengths and recipes of which every seed is there.

@@ -1,6 +1,6 @@
-"""Drawn people in the layout of every data set that can be read here, as their authors publish them.
+"""Drawn people in the layout of every dataset that can be read here, as their authors publish them.
 
-So each reader can be tried, and tested, without the data set itself. What a layout has no word for is left out: only
+So each reader can be tried, and tested, without the dataset itself. What a layout has no word for is left out: only
 Market-1501 knows junk, and the distractors of DukeMTMC-reID are people of whom nobody asks.
 """
 
@@ -100,7 +100,7 @@ def _msmt_v2(folder: Path, shots: Sequence[Shot], draw: Draw) -> None:
 
 def _table(folder: Path, shots: Sequence[Shot], draw: Draw) -> None:
     def place(shot: Shot) -> str:
-        return f"pictures/{MARKET[shot.split]}/{market_name(shot)}"
+        return f"images/{MARKET[shot.split]}/{market_name(shot)}"
 
     _folders(folder, shots, draw, place)
     nobody = {-1: "junk", 0: "distractor"}
@@ -134,10 +134,10 @@ def _cuhk(folder: Path, shots: Sequence[Shot], draw: Draw) -> None:
         def cells(references: Sequence, shape: tuple[int, int]) -> np.ndarray:
             return np.array(list(references), h5py.ref_dtype).reshape(shape).T
 
-        pictures: dict[str, list[str]] = {}
+        images: dict[str, list[str]] = {}
         for key in ("detected", "labeled"):
             columns = []
-            pictures[key] = []
+            images[key] = []
             for i, pids in enumerate(pairs, 1):
                 slots = []
                 for j, pid in enumerate(pids, 1):
@@ -147,7 +147,7 @@ def _cuhk(folder: Path, shots: Sequence[Shot], draw: Draw) -> None:
                         for place in range(5):
                             if place < len(taken):
                                 slots.append(cell(np.asarray(draw(taken[place])).T))
-                                pictures[key].append(cuhk_name(i, j, len(slots) - 10 * (j - 1)))
+                                images[key].append(cuhk_name(i, j, len(slots) - 10 * (j - 1)))
                             else:
                                 slots.append(cell(np.zeros(2, np.uint64), MATLAB_empty=np.uint8(1)))
                 columns.append(cell(cells(slots, (len(pids), 10))))
@@ -156,7 +156,7 @@ def _cuhk(folder: Path, shots: Sequence[Shot], draw: Draw) -> None:
         tests = [cell(order.permutation(list(people))[: len(people) // 4].T.astype(float)) for _ in range(20)]
         file.create_dataset("testsets", data=cells(tests, (20, 1)))
 
-    for key, files in pictures.items():
+    for key, files in images.items():
         owners = [people[tuple(map(int, name.split("_")[:2]))] for name in files]
         seen = [(owner, name.split("_")[2]) for owner, name in zip(owners, files, strict=True)]
         train = [n for n, owner in enumerate(owners) if owner % 2 == 0]

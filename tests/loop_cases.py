@@ -30,7 +30,7 @@ class Small(nn.Module):
 
 
 class Picky(nn.Module):
-    """A first layer that gives NaN for one batch, known by the sum of its pictures."""
+    """A first layer that gives NaN for one batch, known by the sum of its images."""
 
     def __init__(self, inner: nn.Module, batch: torch.Tensor) -> None:
         super().__init__()

@@ -122,7 +122,7 @@ def market(tmp_path: Path) -> Path:
     root = tmp_path / "Market-1501-v15.09.15"
     for folder, names in NAMES.items():
         (root / folder).mkdir(parents=True)
-        (root / folder / "Thumbs.db").write_bytes(b"not a picture")
+        (root / folder / "Thumbs.db").write_bytes(b"not an image")
         for name in names:
             Image.new("RGB", (64, 128), (9, 99, 199)).save(root / folder / name)
     return root
@@ -426,7 +426,7 @@ def test_noise_covers_what_is_erased_by_pixels() -> None:
     assert 0.01 <= covered.float().mean() <= 0.34
     noise = out.permute(0, 2, 3, 1)[covered].float()
     assert noise.mean() == pytest.approx(127.5, abs=5)
-    assert 80 < noise.std() < 110  # a normal of deviation 127.5, clamped to what a picture can hold
+    assert 80 < noise.std() < 110  # a normal of deviation 127.5, clamped to what an image can hold
 
 
 def test_erasing_covers_a_rectangle_of_the_asked_area(images: torch.Tensor) -> None:

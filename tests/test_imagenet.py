@@ -11,7 +11,8 @@ import torch
 from torchvision.models import get_model_weights
 
 import reidlib
-from reidlib.models import backbones, zoo
+from reidlib.models import zoo
+from reidlib.models.backbones import library
 from reidlib.models.download import DownloadError
 from reidlib.training import record
 from reidlib.workbook.runs import Run
@@ -35,7 +36,7 @@ def library_state(source: str) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked = []
-    monkeypatch.setattr(backbones, "imagenet_state", lambda source: asked.append(source) or dict(library_state(source)))
+    monkeypatch.setattr(library, "imagenet_state", lambda source: asked.append(source) or dict(library_state(source)))
     return asked
 
 
@@ -105,7 +106,7 @@ def test_densenets_file_has_a_dot_that_its_model_has_not(offline: list[str], mon
     state = library_state("torchvision/densenet121")
     dotted = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): t for key, t in state.items()}
     assert dotted.keys() != state.keys()
-    monkeypatch.setattr(backbones, "imagenet_state", lambda source: dotted)
+    monkeypatch.setattr(library, "imagenet_state", lambda source: dotted)
     trunk = reidlib.create_model("densenet121_fc512", weights="imagenet", input_size=SIZE).network.backbone
     own = trunk.state_dict()
     assert all(torch.equal(own[key], tensor) for key, tensor in state.items() if not key.startswith("classifier"))
@@ -142,7 +143,7 @@ def test_without_a_network_it_is_said_in_one_sentence(monkeypatch: pytest.Monkey
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     state = dict(library_state("torchvision/resnet50")) | {"surprise": torch.zeros(1)}
-    monkeypatch.setattr(backbones, "imagenet_state", lambda source: state)
+    monkeypatch.setattr(library, "imagenet_state", lambda source: state)
     with pytest.raises(ValueError, match="does not fit the trunk of resnet50: surprise is not in the model"):
         reidlib.create_model("resnet50", weights="imagenet")
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from reidlib.models import complexity, create_model, list_models, load_checkpoint
-from reidlib.models.backbones import HACNN
+from reidlib.models.backbones.hacnn import HACNN
 from reidlib.models.checkpoints import RENAMES
 from reidlib.models.heads import Outputs, RetrievalModule
 from reidlib.models.layers import NonLocal, stripes
@@ -80,7 +80,7 @@ def loaded(request):
 
 @pytest.fixture(scope="module")
 def counted(loaded):
-    """`complexity` of the loaded model by counting and data set, each counted once."""
+    """`complexity` of the loaded model by counting and dataset, each counted once."""
 
     @cache
     def count(counting="exact", dataset="market1501"):

@@ -1,4 +1,4 @@
-"""Packed data sets: the same pixels, whatever happened on the way, and never somebody else's."""
+"""Packed datasets: the same pixels, whatever happened on the way, and never somebody else's."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ SIZE = (64, 32)
 
 @pytest.fixture
 def data(tiny, tmp_path, monkeypatch):
-    """A drawn data set of this test's own, and an empty place for packs."""
+    """A drawn dataset of this test's own, and an empty place for packs."""
     root = tmp_path / "Market"
     shutil.copytree(tiny.root, root)
     (tmp_path / "data_paths.yaml").write_text(f"market1501: {root}\n")

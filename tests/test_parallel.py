@@ -65,7 +65,7 @@ def on_each_process(rank: int, port: int) -> None:
         torch.save((model.state_dict(), timeless(history)), Run.folder(f"{name}-two") / f"rank{rank}.pt")
     half = replace(PLAIN, people=PLAIN.people // 2)
     fit(small(data), data, Run(Run.folder("moved")), half, CPU)  # begun by one process
-    # A picture that only the second process sees, in its third batch, gives no number.
+    # An image that only the second process sees, in its third batch, gives no number.
     loader = train_loader(data, CASES_SIZE, people=2, images=2, rank=1, world=2)
     loader.sampler.set_epoch(1)
     model = small(data)

@@ -99,7 +99,7 @@ def test_drawn_people_are_classes(people: ClassDataset, tiny) -> None:
         load_classes("synthetic-tinny")
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize(("whole", "size"), [((500, 375), (224, 224)), ((128, 320), (56, 56)), ((300, 300), (96, 48))])

@@ -1,4 +1,4 @@
-"""Every layout, written as its authors publish it and read back; tables of one's own; several data sets as one."""
+"""Every layout, written as its authors publish it and read back; tables of one's own; several datasets as one."""
 
 import gzip
 import os
@@ -266,21 +266,21 @@ def test_a_table_of_ones_own(exports, paths_file):
 
 
 def table(folder, text, encoding="utf-8"):
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for i in range(6):
-        Image.new("RGB", (8, 16), (i, 9, 9)).save(folder / "pictures" / f"{i}.png")
+        Image.new("RGB", (8, 16), (i, 9, 9)).save(folder / "images" / f"{i}.png")
     (folder / "t.csv").write_text(text, encoding=encoding)
     return folder / "t.csv"
 
 
 def test_every_bad_row_is_listed_by_its_line(tmp_path):
     rows = ["path,note,pid,camid,split"]
-    rows += [f'pictures/{i}.png,"two\nlines, one row",anna {i % 2},door,train' for i in range(3)]  # lines 2 to 7
-    rows += ["pictures/3.png,,,door,query", "pictures/3.png,,bert,door,tset", "", "pictures/9.png,,bert,door,query"]
+    rows += [f'images/{i}.png,"two\nlines, one row",anna {i % 2},door,train' for i in range(3)]  # lines 2 to 7
+    rows += ["images/3.png,,,door,query", "images/3.png,,bert,door,tset", "", "images/9.png,,bert,door,query"]
     rows += [
         "a,b",
-        "pictures/4.png,,bert,door,gallery",
-        "pictures/4.png,,bert,door,gallery,",
+        "images/4.png,,bert,door,gallery",
+        "images/4.png,,bert,door,gallery,",
         *["x.png,,a,b,query"] * 3,
     ]
     file = table(tmp_path, "\n".join(rows) + "\n")
@@ -295,9 +295,7 @@ def test_every_bad_row_is_listed_by_its_line(tmp_path):
 
 
 def test_tables_from_a_spreadsheet_and_tables_that_are_none(tmp_path):
-    file = table(
-        tmp_path, "split, pid ,camid,path\ntrain,Zoë,k,pictures/0.png\ntrain,-1,k,pictures/1.png\n", "utf-8-sig"
-    )
+    file = table(tmp_path, "split, pid ,camid,path\ntrain,Zoë,k,images/0.png\ntrain,-1,k,images/1.png\n", "utf-8-sig")
     data = tables.read_table("mine", file, "here")
     assert [(s.pid, s.camid, s.path.name) for s in data.train] == [(1, 1, "0.png")]  # junk trains nobody
     assert data.people == {1: "Zoë"}
@@ -308,8 +306,8 @@ def test_tables_from_a_spreadsheet_and_tables_that_are_none(tmp_path):
         tables.read_table("mine", tmp_path / "none.csv", "here")
 
 
-ROWS = [("pictures/0.png", "Zoë", "Tür 1", "train"), ("pictures/1.png", "Bob", "Tür 1", "train"),
-        ("pictures/2.png", "Åke", "Tür 2", "query"), ("pictures/3.png", "Åke", "Tür 1", "gallery")]  # fmt: skip
+ROWS = [("images/0.png", "Zoë", "Tür 1", "train"), ("images/1.png", "Bob", "Tür 1", "train"),
+        ("images/2.png", "Åke", "Tür 2", "query"), ("images/3.png", "Åke", "Tür 1", "gallery")]  # fmt: skip
 
 
 def spreadsheet(separator=",", ending="\n", quote="", first=""):
@@ -340,7 +338,7 @@ def test_tables_as_spreadsheets_save_them(tmp_path, monkeypatch, encoding, name,
     monkeypatch.setenv("REID_DATA_PATHS", str(tmp_path / "data_paths.yaml"))
     assert "mine" in list_datasets()
     data = load_dataset("mine")
-    got = [(f"pictures/{s.path.name}", data.people[s.pid], data.cameras[s.camid], split)
+    got = [(f"images/{s.path.name}", data.people[s.pid], data.cameras[s.camid], split)
            for split, samples in data.splits.items() for s in samples]  # fmt: skip
     assert got == ROWS
     assert data.notes == (("not UTF-8, so read as Windows-1252: save it as CSV UTF-8 if names look wrong",)
@@ -351,12 +349,12 @@ def test_tables_as_spreadsheets_save_them(tmp_path, monkeypatch, encoding, name,
     ("raw", "sentence"),
     [
         (spreadsheet().encode("utf-16-le"), "has no known encoding: save it as CSV UTF-8"),
-        (b"path,pid,camid,split\npictures/0.png,\x81\x8d,b,train\n", "is neither UTF-8, UTF-16 nor Windows-1252"),
+        (b"path,pid,camid,split\nimages/0.png,\x81\x8d,b,train\n", "is neither UTF-8, UTF-16 nor Windows-1252"),
         (b"", "lacks the columns path, pid, camid, split; it has"),
         (b"\xff\xfe", "lacks the columns"),
         (b"\x89PNG\r\n\x1a\n\0\0\0", "lacks the columns"),
-        (b"path,pid,camid,split\npictures\\0.png,a,b,train\n", r"1 bad rows: a path with \\ \(write /\) in lines 2"),
-        (b"path,pid,camid,split\npictures/0.png,1.23457E+29,b,train\n", "that a spreadsheet has rounded .* in lines 2"),
+        (b"path,pid,camid,split\nimages\\0.png,a,b,train\n", r"1 bad rows: a path with \\ \(write /\) in lines 2"),
+        (b"path,pid,camid,split\nimages/0.png,1.23457E+29,b,train\n", "that a spreadsheet has rounded .* in lines 2"),
         (b"path,pid,camid,split\n" + b"x" * 5000 + b"/0.png,a,b,train\n", "a file that does not exist in lines 2"),
         (b"path,pid,camid,split\na\0b/0.png,a,b,train\n", "a file that does not exist in lines 2"),
     ],
@@ -373,8 +371,8 @@ def test_what_is_no_table_is_told_how_to_save(tmp_path, raw, sentence):
 @pytest.mark.parametrize("rows", [100, 90_000])
 @pytest.mark.parametrize("stray", ['"anna', 'an"na"', '"an"na', '""anna'])
 def test_a_stray_quote_is_named_by_its_row(tmp_path, rows, stray):
-    lines = ["path,pid,camid,split", *["pictures/0.png,bob,door,train"] * (rows + 9)]
-    lines[rows - 1] = f"pictures/0.png,{stray},door,train"
+    lines = ["path,pid,camid,split", *["images/0.png,bob,door,train"] * (rows + 9)]
+    lines[rows - 1] = f"images/0.png,{stray},door,train"
     file = table(tmp_path, "\n".join(lines))
     if stray.startswith("an"):  # inside of a field a quote is a letter
         assert {*tables.read_table("mine", file, "here").people.values()} == {"bob", stray}
@@ -385,7 +383,7 @@ def test_a_stray_quote_is_named_by_its_row(tmp_path, rows, stray):
 
 def test_long_numbers_are_names(tmp_path):
     ids = ["9" * 30, "9" * 29 + "8"]
-    rows = "".join(f"pictures/{i}.png,{pid},{pid},train\n" for i, pid in enumerate(ids))
+    rows = "".join(f"images/{i}.png,{pid},{pid},train\n" for i, pid in enumerate(ids))
     data = tables.read_table("mine", table(tmp_path, "path,pid,camid,split\n" + rows), "here")
     assert [data.people[s.pid] for s in data.train] == ids
     assert [s.pid for s in data.train] == [2, 1]
@@ -394,7 +392,7 @@ def test_long_numbers_are_names(tmp_path):
 @pytest.mark.parametrize("keep", [5, 40, -9])
 def test_a_damaged_archive_of_a_table_is_one_sentence(tmp_path, keep):
     file = table(tmp_path, "").with_name("t.csv.gz")
-    rows = "".join(f"pictures/{i % 6}.png,{i * 7919 % 1000},b,train\n" for i in range(2000))
+    rows = "".join(f"images/{i % 6}.png,{i * 7919 % 1000},b,train\n" for i in range(2000))
     file.write_bytes(gzip.compress(f"path,pid,camid,split\n{rows}".encode())[:keep])
     with pytest.raises(ValueError, match=r"t\.csv\.gz is not a whole gzip file"):
         tables.read_table("mine", file, "here")
@@ -448,7 +446,7 @@ def test_parquet_columns_become_text(tmp_path, monkeypatch):
     import pandas as pd
 
     table(tmp_path, "")
-    paths = ["pictures/0.png", "pictures/1.png", None]
+    paths = ["images/0.png", "images/1.png", None]
     frame = pd.DataFrame(
         {"path": paths, "pid": [7, 12, 3], "camid": list("abc"), "split": ["train", "query", "gallery"]}
     )
@@ -479,7 +477,7 @@ def test_a_million_rows_take_seconds(tmp_path):
     assert seconds < 30
 
 
-# Several data sets as one
+# Several datasets as one
 
 
 def small(name, pids, camids, root=Path("/x"), **more):

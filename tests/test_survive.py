@@ -183,7 +183,7 @@ def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def copied(data, folder: Path):
-    """The same data set, whose training pictures may be broken."""
+    """The same dataset, whose training images may be broken."""
     folder.mkdir()
     train = [s._replace(path=Path(shutil.copy(s.path, folder))) for s in data.train]
     return replace(data, train=tuple(train))

@@ -1,4 +1,4 @@
-"""The drawn data set: its tree, that it never changes by itself, and that it can be evaluated."""
+"""The drawn dataset: its tree, that it never changes by itself, and that it can be evaluated."""
 
 import hashlib
 import json
@@ -43,9 +43,9 @@ def read(name):
     return int(pid), int(camid)
 
 
-def digest(pictures):
+def digest(images):
     whole = hashlib.sha256()
-    for picture in pictures:
+    for picture in images:
         whole.update(np.asarray(picture).tobytes())
     return whole.hexdigest()
 
@@ -79,18 +79,18 @@ def test_every_query_can_be_matched(name, size):
     assert all((gallery_cameras[pid] - {camid}) for pid, camid in query)
 
 
-def test_same_seed_same_bytes_other_seed_other_pictures(tree, tmp_path):
+def test_same_seed_same_bytes_other_seed_other_images(tree, tmp_path):
     again = write_synthetic(tmp_path, size="tiny")
     assert names(again) == names(tree)
     for path in tree.rglob("*.jpg"):
         assert path.read_bytes() == (again / path.relative_to(tree)).read_bytes()
     shot = Shot("train", 2, 0, 0)
-    pictures = [Studio(name, seed).draw(shot).tobytes() for name in SETTINGS for seed in (0, 1)]
-    assert len(set(pictures)) == 4
+    images = [Studio(name, seed).draw(shot).tobytes() for name in SETTINGS for seed in (0, 1)]
+    assert len(set(images)) == 4
 
 
 def test_pixels_are_the_same_on_any_machine(studio, tree):
-    """The arithmetic is in whole numbers, so the pictures are pinned. Whoever changes them counts FORMAT up."""
+    """The arithmetic is in whole numbers, so the images are pinned. Whoever changes them counts FORMAT up."""
     shots = [shot for shot in studio.shots(SIZES["tiny"]) if shot.number == 0]
     assert digest(studio.draw(shot) for shot in shots) == PIXELS
     scenes = sorted({word.partition("*")[0] for s in SETTINGS.values() for c in s.cameras for word in c.scenes.split()})
@@ -103,7 +103,7 @@ def test_pixels_are_the_same_on_any_machine(studio, tree):
 
 
 def test_a_picture_depends_on_nothing_but_its_shot(studio):
-    """Neither on the size of the data set, nor on what was drawn before."""
+    """Neither on the size of the dataset, nor on what was drawn before."""
     tiny = {shot for shot in studio.shots(SIZES["tiny"]) if shot.pid > 0}
     many = set(studio.shots(SIZES["tiny"]._replace(train=40, test=30, distractors=90, shots=5)))
     assert tiny <= many
@@ -204,7 +204,7 @@ def test_a_hull_is_the_convex_hull_of_its_discs():
                 assert sprite.index[y, x] in (material, material + 2)
             if gap > 4:  # 15 directions a side: the polygon stands a little off the round hull
                 assert sprite.index[y, x] == 0
-    sprite.hull([(-50, -50, 9)], material)  # out of the picture: nothing to draw
+    sprite.hull([(-50, -50, 9)], material)  # out of the image: nothing to draw
     sprite.hull([(300, 20, 9)], material)
 
 

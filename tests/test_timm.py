@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import reidlib
-from reidlib.models import backbones
+from reidlib.models.backbones import wrapped
 from reidlib.models.download import DownloadError
 from reidlib.models.printed.cards import card
 from reidlib.models.zoo import MODELS, canonical_name, declaration
@@ -162,7 +162,7 @@ def test_a_size_that_it_cannot_take_is_one_sentence() -> None:
 def test_building_draws_from_the_seed_alone() -> None:
     weights = []
     for _ in range(2):
-        backbones.wrapped._fitted.cache_clear()
+        wrapped._fitted.cache_clear()
         torch.manual_seed(3)
         weights.append(build("convnextv2_atto").state_dict())
     assert all(torch.equal(weights[0][key], tensor) for key, tensor in weights[1].items())

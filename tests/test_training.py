@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_named(tiny, content: bytes) -> None:
         fit(build(tiny), tiny, run, QUICK)
 
 
-def test_unreadable_training_pictures_stop_before_anything_is_written(tiny, tmp_path: Path) -> None:
+def test_unreadable_training_images_stop_before_anything_is_written(tiny, tmp_path: Path) -> None:
     bad = tmp_path / "0001_c1s1_000001_00.jpg"
     bad.touch()
     data = replace(tiny, train=(*tiny.train, tiny.train[0]._replace(path=bad)))

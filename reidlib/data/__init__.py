@@ -1,1 +1,1 @@
-"""Data sets: where they lie, how they are read, drawn, batched and augmented."""
+"""Datasets: where they lie, how they are read, drawn, batched and augmented."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reidlib.models import checkpoints
-from reidlib.models.backbones import timm_names
+from reidlib.models.backbones.wrapped import timm_names
 from reidlib.models.checkpoints import CheckpointError, Layout, Report
 from reidlib.models.complexity import Complexity, complexity
 from reidlib.models.heads import Head, Outputs, RetrievalModule

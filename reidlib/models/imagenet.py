@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from reidlib.models import backbones
+from reidlib.models.backbones import library
 from reidlib.models.checkpoints import RENAMES, CheckpointError, Layout, Report, match, rename
 from reidlib.models.download import DownloadError
 
@@ -38,7 +38,7 @@ def with_imagenet(backbone: Callable[..., nn.Module], name: str, reports: list[R
 
 def _load(trunk: nn.Module, source: str, name: str) -> Report:
     try:
-        state = backbones.imagenet_state(source, **getattr(trunk, "imagenet_options", {}))
+        state = library.imagenet_state(source, **getattr(trunk, "imagenet_options", {}))
     except Exception as error:  # each library and each kind of network has errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DownloadError(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from reidlib.models.backbones import Wrapped, output_shape
+from reidlib.models.backbones.wrapped import Wrapped, output_shape
 from reidlib.models.heads import Outputs, RetrievalModule
 from reidlib.models.layers import in_mode
 from reidlib.models.wirings import Baseline, Factory, Sizes

@@ -11,26 +11,16 @@ from functools import cache, partial
 from torch import nn
 
 from reidlib.errors import unknown_name
-from reidlib.models.backbones import (
-    HACNN,
-    MLFN,
-    BypassSqueezeNet,
-    DenseNet,
-    MobileNetV2,
-    MobileNetV3,
-    NASNetMobile,
-    OSNet,
-    ResNeSt,
-    ResNet,
-    SENet,
-    ShuffleNet,
-    SqueezeNet,
-    TimmTrunk,
-    ViT,
-    check_timm_name,
-    timm_facts,
-    timm_trunk,
-)
+from reidlib.models.backbones.hacnn import HACNN
+from reidlib.models.backbones.library import DenseNet, MobileNetV3, NASNetMobile, ResNeSt, SENet, SqueezeNet, timm_trunk
+from reidlib.models.backbones.mlfn import MLFN
+from reidlib.models.backbones.mobilenet import MobileNetV2
+from reidlib.models.backbones.osnet import OSNet
+from reidlib.models.backbones.resnet import ResNet
+from reidlib.models.backbones.shufflenet import ShuffleNet
+from reidlib.models.backbones.squeezenet import BypassSqueezeNet
+from reidlib.models.backbones.vit import ViT
+from reidlib.models.backbones.wrapped import TimmTrunk, check_timm_name, timm_facts
 from reidlib.models.checkpoints import RENAMES
 from reidlib.models.heads import AttentionHead, Head, MeanHead, MidHead, ScoreHead
 from reidlib.models.own import own_factory, own_network

@@ -162,7 +162,7 @@ def differences() -> "pd.DataFrame":
 
 
 def cost_figure(dataset: str, score: str = "mAP") -> Any:
-    """The newest results of all models on a data set, `score` (mAP, rank1, rank5 or mINP) over what they cost here."""
+    """The newest results of all models on a dataset, `score` (mAP, rank1, rank5 or mINP) over what they cost here."""
     from reidlib.plots import cost_accuracy
 
     rows = [row for row in results(dataset) if getattr(row, score) is not None]
@@ -178,7 +178,7 @@ def cost_figure(dataset: str, score: str = "mAP") -> Any:
 
 
 def crossing_matrix(score: str = "mAP") -> tuple[list[list[float]], list[str], list[str]]:
-    """Published `score` as fractions from one data set to another, NaN where there is none; models, and the columns."""
+    """Published `score` as fractions from one dataset to another, NaN where there is none; models, and the columns."""
     rows = {pair: {row.model: getattr(row, score) for row in results(*pair)} for pair in CROSSINGS}
     last = rows[CROSSINGS[-1]]
     models = sorted(last, key=lambda model: -last[model])

@@ -93,12 +93,12 @@ def exact(model: str) -> Measured:
 
 
 def counted(model: str, counting: str, trained_on: str) -> Measured:
-    """The same as a table counted it for a data set."""
+    """The same as a table counted it for a dataset."""
     return measured()[_key(model, counting, trained_on)]
 
 
 def figures(model: str | None = None) -> tuple[Figure, ...]:
-    """Every printed size and cost, once a table (and a data set where it depends on that), in order of the tables."""
+    """Every printed size and cost, once a table (and a dataset where it depends on that), in order of the tables."""
     sets: dict[tuple[str, str, str, str, str], list[str]] = {}
     for row in published(model):
         if row.params:
@@ -139,5 +139,5 @@ def count(progress: Callable[[str], None] = lambda model: None) -> Iterator[Meas
 
 
 def _key(model: str, counting: str, trained_on: str) -> tuple[str, str, int]:
-    # ABD-Net's count has the classifiers in it, whose size is the data set's; all others were made with Market-1501's.
+    # ABD-Net's count has the classifiers in it, whose size is the dataset's; all others were made with Market-1501's.
     return model, counting, IDENTITIES[trained_on if counting == "thop-abd" else "market1501"]

@@ -27,7 +27,7 @@ SECTIONS: tuple[
     ),
     (
         "FastReID: MGN",
-        "The whole picture, halves and thirds (Wang et al.), with the pools of the same three recipes.",
+        "The whole image, halves and thirds (Wang et al.), with the pools of the same three recipes.",
         lambda spec: spec.wiring is MGN,
         DATASETS,
     ),
@@ -41,7 +41,7 @@ SECTIONS: tuple[
         "torchreid",
         "The zoo of deep-person-reid in 2020, and in 2019 where that left a model out; `_dpr` are the same networks "
         "trained again by pytorch-reid-models. `hacnn` was trained from scratch. Of `osnet_ibn_x1_0` and "
-        "`osnet_ain_x1_0` results were published [across data sets](#from-one-data-set-to-another).",
+        "`osnet_ain_x1_0` results were published [across datasets](#from-one-dataset-to-another).",
         lambda spec: spec.family == "torchreid",
         DATASETS,
     ),
@@ -93,7 +93,7 @@ def introduction() -> Iterator[str]:
         'model = reidlib.create_model("resnet50_bot", weights="market1501")  # the newest of that name\n'
         'model = reidlib.create_model("hacnn", weights="torchreid-2019-03:dukemtmcreid")  # those of one source\n```'
     )
-    titles = ["Which one?", *(title for title, *_ in SECTIONS), "From one data set to another", "Sources"]
+    titles = ["Which one?", *(title for title, *_ in SECTIONS), "From one dataset to another", "Sources"]
     yield " · ".join(f"[{title}](#{_anchor(title)})" for title in titles)
 
 
@@ -101,7 +101,7 @@ def fronts() -> Iterator[str]:
     yield "## Which one?"
     yield (
         "No other result beats these in both mAP and multiply-adds, from the cheapest to the best. **Rank-1** / mAP "
-        "stand where that is so, trained and tested on the same data set, linked to the weights."
+        "stand where that is so, trained and tested on the same dataset, linked to the weights."
     )
     best: dict[str, dict[str, Published]] = {}
     for name in DATASETS:
@@ -150,9 +150,9 @@ def families() -> Iterator[str]:
 def crossings() -> Iterator[str]:
     rows = {pair: {row.model: row for row in results(*pair)} for pair in CROSSINGS}
     models = sorted(rows["msmt17", "market1501"].values(), key=lambda row: -row.mAP)
-    yield "## From one data set to another"
+    yield "## From one dataset to another"
     yield (
-        "**Rank-1** / mAP without a picture of the target in training. From MSMT17, all of its images were trained on. "
+        "**Rank-1** / mAP without an image of the target in training. From MSMT17, all of its images were trained on. "
         "All with flips and colour jitter; `osnet_ain_x1_0` is ranked by cosine, the others by euclidean distance."
     )
     head = [f"{DATASETS[a]}{', all images' * (a == 'msmt17')} → {DATASETS[b]}" for a, b in CROSSINGS]

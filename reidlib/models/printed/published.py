@@ -2,13 +2,13 @@
 
 Five tables: the model zoo of KaiyangZhou/deep-person-reid in August 2018, March 2019, May 2019 and March 2020, and that
 of HWliiu/pytorch-reid-models. One row a result in `published.csv`; a row trained on imagenet is a link to weights only.
-Data sets have the names that `load_dataset` knows them by.
+Datasets have the names that `load_dataset` knows them by.
 
 How a source counted is part of its result. torchreid ranks by the distance that its table prints, by the euclidean one
 in the tables that print none (its code had no other), in float32; all its means run over the queries that have a match.
 pytorch-reid-models ranks by cosine, with features extracted under float16 autocast and normalised in float16; CMC runs
 over the queries that have a match, mAP and mINP over all of them, where one without a match counts 0. Neither averages
-over flipped pictures. pytorch-reid-models reads MSMT17 V1; torchreid's tables do not say.
+over flipped images. pytorch-reid-models reads MSMT17 V1; torchreid's tables do not say.
 """
 
 import csv
@@ -61,9 +61,9 @@ class Published(NamedTuple):
     printed: str  # the name there, where it is another
     trained_on: str
     tested_on: str
-    version: str  # the data set's, where it has several and the source says
-    protocol: str  # where the data set has several
-    combineall: bool  # trained on all images of the data set
+    version: str  # the dataset's, where it has several and the source says
+    protocol: str  # where the dataset has several
+    combineall: bool  # trained on all images of the dataset
     init: str  # "imagenet", "scratch", or not said
     loss: str
     transforms: str
@@ -100,7 +100,7 @@ def published(model: str | None = None) -> tuple[Published, ...]:
 
 
 def results(trained_on: str, tested_on: str = "") -> tuple[Published, ...]:
-    """The newest result of each model and loss, trained on one data set and tested on another, or on its own."""
+    """The newest result of each model and loss, trained on one dataset and tested on another, or on its own."""
     rows = [row for row in published() if (row.trained_on, row.tested_on) == (trained_on, tested_on or trained_on)]
     return tuple({(row.model, row.loss): row for row in rows}.values())
 
