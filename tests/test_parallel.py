@@ -140,7 +140,8 @@ def test_a_notebook_and_torchrun_train_alike(tiny, tmp_path) -> None:
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
 
     params = tmp_path / "mine.json"
-    params.write_text(json.dumps(run.params | {"run": "by-torchrun", "num_processes": 1}))
+    cpu = torch.accelerator.is_available()  # without any GPU nobody has to say so
+    params.write_text(json.dumps(run.params | {"run": "by-torchrun", "num_processes": 1, "cpu": cpu}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "reidlib.training", str(params)], capture_output=True, text=True, timeout=300

@@ -303,3 +303,8 @@ def test_features_are_kept_apart_by_the_size_and_the_interpolation(tiny) -> None
         Run.open(model="osnet_x0_25", weights=str(file), size=(64, None))
     with pytest.raises(ValueError, match="unknown interpolation 'bicubik'"):
         Run.open(model="osnet_x0_25", weights=str(file), interpolation="bicubik")
+    # The parameters of a training go to the notebooks after it too: the run's own size is no error, another one is.
+    assert Run.open(run.name, size=(64, 32), interpolation="bicubic").path == run.path
+    for other in ({"size": (128, 64)}, {"interpolation": "bilinear"}):
+        with pytest.raises(ValueError, match=r"go with `weights`: the run .* takes 64 × 32 pixels \(bicubic\)"):
+            Run.open(run.name, **other)

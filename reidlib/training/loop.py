@@ -83,7 +83,8 @@ def begin(setup: Setup) -> Any:
 
     # An earlier run of this kernel may have stayed on the CPU.
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
-    return Accelerator(cpu=setup.cpu)
+    # Only where it is told so does accelerate join processes on computers without a GPU.
+    return Accelerator(cpu=setup.cpu or not torch.accelerator.is_available())
 
 
 def batch_line(recipe: Recipe, setup: Setup, processes: int | None = None) -> str:

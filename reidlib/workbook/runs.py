@@ -80,8 +80,12 @@ class Run(RunFolder):
 
             if self.read_json("model.json")["name"] != canonical_name(model):
                 raise ValueError(f"the run {self.name} holds no {model}: choose another `run`, or leave out `model`")
-        if (size or interpolation) and not weights:
-            raise ValueError("height, width and interpolation go with `weights`: a run has its own in model.json")
+        if not weights:  # a training's parameters go to every notebook that follows it: the run's own are no error
+            own = tuple(self.read_json("model.json").get("input_size", ()))
+            if (size and tuple(size) != own) or (interpolation and interpolation != self.interpolation):
+                raise ValueError(
+                    f"height, width and interpolation go with `weights`: the run {self.name} takes {self.input_line}"
+                )
         if trained:
             load_run_plugins(self, plugins)
         return cls(self.path, cls.folder(output)) if output else self
