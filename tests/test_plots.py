@@ -13,9 +13,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
@@ -107,46 +109,81 @@ def naive_cam(net, image, partner, method, camid=None):
     ]
 
 
-@pytest.mark.parametrize("name", ["osnet_x0_25", "mgn_R50_fastreid", "resnet50_abd", "vit_transreid"])
-def test_cams_of_the_zoo_are_those_of_the_naive_loop(name):
-    """A CNN, two networks of several branches, a transformer: both images of a pair, and an image alone."""
+# One small model of each kind of wiring, and where branches split; the rest is in the slow sweep.
+WIRINGS = {
+    "osnet_x0_25": (128, 64),
+    "deit_transreid": (128, 64),
+    "densenet121_abd": (64, 32),
+    "mgn_R50_fastreid": (64, 32),
+}
+SWEEP = dict.fromkeys(("osnet_x0_25", "resnet50_bot", "mgn_R50_fastreid", "resnet50_abd", "vit_transreid"), (128, 64))
+
+
+@pytest.fixture(scope="module")
+def of_the_zoo(request):
+    """An untrained network in float64, and a pair of images of its size."""
     from reidlib import create_model
 
+    name, size = request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = create_model(name, num_classes=4, num_cameras=2, input_size=(128, 64)).double().eval()
-        pair = torch.rand(2, 3, 128, 64)
+        net = create_model(name, num_classes=4, num_cameras=2, input_size=size).double().eval()
+        pair = torch.rand(2, 3, *size)
         for norm in (module for module in net.modules() if isinstance(module, nn.LayerNorm)):
             nn.init.uniform_(norm.weight, 0.5, 2)  # as it begins every feature is of one length, with no gradient
+    return net, pair
+
+
+def assert_cams_are_naive(net, pair, method):
+    """Both images of a pair, and an image alone."""
     camid = torch.zeros(1, dtype=torch.int64)
-    for method in ("hirescam", "gradcam", "layercam"):
-        got = plots.similarity_cam(net, pair[:1], pair[1:], camid, camid, method=method)
-        alone = plots.feature_cam(net, pair[:1], camid, method=method)
-        for cam, (image, partner) in zip((*got, alone), (pair, pair.flip(0), pair[[0, 0]]), strict=True):
-            want = torch.tensor(naive_cam(net, image, partner, method, camid), dtype=torch.float64)
-            assert cam.dtype == torch.float32
-            assert want.amax() > 0
-            torch.testing.assert_close(cam[0].double(), want, atol=1e-5 * want.amax().item(), rtol=0)
+    got = plots.similarity_cam(net, pair[:1], pair[1:], camid, camid, method=method)
+    alone = plots.feature_cam(net, pair[:1], camid, method=method)
+    for cam, (image, partner) in zip((*got, alone), (pair, pair.flip(0), pair[[0, 0]]), strict=True):
+        want = torch.tensor(naive_cam(net, image, partner, method, camid), dtype=torch.float64)
+        assert cam.dtype == torch.float32
+        assert want.amax() > 0
+        torch.testing.assert_close(cam[0].double(), want, atol=1e-5 * want.amax().item(), rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mgn_R50_fastreid", "resnet50_abd"])
-def test_a_map_counts_what_every_branch_contributes(name):
-    from reidlib import create_model
+@pytest.mark.parametrize("of_the_zoo", WIRINGS.items(), indirect=True, ids=WIRINGS)
+def test_cams_of_each_kind_of_wiring_are_those_of_the_naive_loop(of_the_zoo):
+    assert_cams_are_naive(*of_the_zoo, "hirescam")
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = create_model(name, num_classes=4, input_size=(128, 64)).double().eval()
-        image, partner = torch.rand(2, 1, 3, 128, 64)
+
+@pytest.mark.parametrize("method", ["hirescam", "gradcam", "layercam"])
+def test_cams_of_a_small_network_are_those_of_the_naive_loop(method):
+    assert_cams_are_naive(model(cameras=2).double().eval(), images(2).double(), method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hirescam", "gradcam", "layercam"])
+@pytest.mark.parametrize("of_the_zoo", SWEEP.items(), indirect=True, ids=SWEEP)
+def test_cams_of_the_zoo_are_those_of_the_naive_loop(of_the_zoo, method):
+    assert_cams_are_naive(*of_the_zoo, method)
+
+
+BRANCHED = {name: WIRINGS[name] for name in ("densenet121_abd", "mgn_R50_fastreid")}
+
+
+@pytest.mark.parametrize("of_the_zoo", BRANCHED.items(), indirect=True, ids=BRANCHED)
+def test_a_map_counts_what_every_branch_contributes(of_the_zoo):
+    net, pair = of_the_zoo
+    image, partner = pair.double().chunk(2)
     branches = net.network.backbone.branches
     outputs = []
-    for branch in branches.values() if isinstance(branches, nn.ModuleDict) else branches:
+    hooks = [
         branch.register_forward_hook(lambda module, args, output: outputs.append(output))
+        for branch in (branches.values() if isinstance(branches, nn.ModuleDict) else branches)
+    ]
     with torch.no_grad():
         other = net(partner)
     outputs.clear()
     feat = net(image)
     cosine = (feat * other).sum() / (feat.norm().detach() * other.norm())
     gradients = torch.autograd.grad(cosine, outputs)
+    for hook in hooks:
+        hook.remove()
     parts = [(g * a).sum(1) for g, a in zip(gradients, outputs, strict=True)]
     want = sum(parts).clamp(min=0).detach()
     got = plots.similarity_cam(net, image, partner)[0].double()
@@ -257,6 +294,8 @@ def test_cam_errors():
         plots.feature_cam(model(), images(1), method="GradCam")
     with pytest.raises(ValueError, match=r"\(2, 3, 32, 16\), \(1, 3, 32, 16\)"):
         plots.similarity_cam(model(), images(2), images(1))
+    with pytest.raises(ValueError, match="for both the query and the gallery images, or for neither"):
+        plots.similarity_cam(model(), images(2), images(2), torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.gpu
@@ -297,6 +336,7 @@ def test_rank_list_rows(samples):
     assert [row["rank"] for row in rows] == [1, 2, 3, 1, 2]
     assert rows[0]["path"] == str(samples[1].path)
     assert rows[1]["similarity"] == pytest.approx(0.2)
+    assert [row["pid"] for row in rows] == [1, 2, "junk", 1, "distractor"]
     own = plots.rank_list_rows([samples[0]], samples, [[0]], [[1.0]])
     assert own[0]["right"] is None  # the query's own person in its own camera
 
@@ -332,9 +372,9 @@ def test_the_maps_of_a_row_share_a_scale(samples):
     )
     assert len(figure.axes[0].images) == 2 * 2 + 5 + 1  # and the colour bar
     found = texts(figure)
-    for text in ("✓ 0.05  1 · c2", f"max {cams[0].max():.2g}", f"max {cams[1, :2].max():.2g}"):
+    for text in ("✓ 0.05", "1", "c2", "max", f"{cams[0].max():.2g}", f"{cams[1, :2].max():.2g}"):
         assert text in found
-    assert any("the maps of a row share one scale" in text.replace("\n", " ") for text in found)
+    assert any("each row has one scale" in text.replace("\n", " ") for text in found)
     query = np.asarray(Image.open(samples[0].path).resize((128, 256), Image.Resampling.BILINEAR))
     drawn = figure.axes[0].images[1].get_array()
     np.testing.assert_array_equal(drawn, plots.overlay(query, cams[0, 0], cams[0].max()))
@@ -345,7 +385,8 @@ def test_contact_sheet(samples):
     figure = plots.contact_sheet(samples, people=9, title="all")
     assert len(figure.axes[0].images) == 14
     assert len(figure.axes[0].patches) == 1  # pid 2 in camera 3
-    assert [t for t in texts(figure) if t.startswith("pid")] == [f"pid {pid}" for pid in range(1, 6)]
+    assert [t for t in texts(figure) if t.startswith("person")] == [f"person {pid}" for pid in range(1, 6)]
+    assert {f"camera {camid}" for camid in (1, 2, 3)} <= set(texts(figure))
     assert texts(plots.contact_sheet(samples, people=2, seed=1)) == texts(
         plots.contact_sheet(samples, people=2, seed=1)
     )
@@ -364,6 +405,38 @@ def test_training_curves():
     assert [x for x, _ in lines["loss"]] == [1, 2, 4]
     assert not {"seconds", "rank10"} & set(lines)
     assert len(plots.training_curves(epochs[:1]).axes) == 3
+    accuracy = figure.axes[1]
+    assert accuracy.get_title(loc="left") == "training accuracy (%)"
+    assert [axes.get_ylim() for axes in figure.axes[1:3]] == [(0, 100)] * 2
+    low, high = plots.training_curves(epochs, epochs=60).axes[0].get_xlim()
+    assert low < 1
+    assert 60 < high < 63
+
+
+@pytest.mark.parametrize(
+    ("score", "values", "best"),
+    [
+        ("mAP", [0.9, 0.5, 0.7, 0.7], "best: 70.0 % in epoch 2"),
+        ("top1", [0.1, None, 0.25], "best: 25.0 % in epoch 2"),
+        ("rank1", [0.1, 0.2], None),
+    ],
+)
+def test_the_best_epoch_is_marked(score, values, best):
+    """By the score that chooses it, the earlier of equals, never the untrained network."""
+    found = texts(plots.training_curves([{"epoch": e, score: v} for e, v in enumerate(values)]))
+    assert [text for text in found if text.startswith("best")] == ([best] if best else [])
+
+
+def test_the_best_epoch_marked_is_the_one_that_is_kept():
+    from reidlib.training.record import best_row
+
+    history = [{"epoch": e, "mAP": m} for e, m in enumerate(np.random.default_rng(0).random(30).round(1))]
+    assert f"in epoch {best_row(history, 'mAP')['epoch']}" in " ".join(texts(plots.training_curves(history)))
+
+
+def test_pages_are_compared_on_one_axis():
+    for curve in ([0.99, 1.0], [0.01, 0.02]):
+        assert plots.cmc_curves({"a": curve}).axes[0].get_ylim() == (0, 100)
     with pytest.raises(ValueError, match="no loss"):
         plots.training_curves([])
 
@@ -400,7 +473,7 @@ def test_tsne_map_of_few_points(shape):
     assert points.dtype == np.float32
     assert np.isfinite(points).all()
     assert ("drawn by PCA" in note) == (shape[0] < 4)
-    plots.tsne_figure(points, [1] * len(points))._repr_mimebundle_()
+    plots.tsne_figure(points, [Sample("", 1, 1)] * len(points))._repr_mimebundle_()
 
 
 def test_tsne_map_of_what_cannot_be_mapped():
@@ -408,7 +481,9 @@ def test_tsne_map_of_what_cannot_be_mapped():
     code = """
 import warnings
 import numpy as np
+from collections import namedtuple
 from reidlib.plots import tsne_figure, tsne_map
+Sample = namedtuple("Sample", "path pid camid")
 warnings.simplefilter("error")
 rng = np.random.default_rng(0)
 same = np.tile(rng.normal(size=(1, 16)), (60, 1))
@@ -416,7 +491,7 @@ for feats in (same, 0 * same, same + 1e-7 * rng.normal(size=(60, 16)), same * rn
     points, note = tsne_map(feats)
     assert points.shape == (len(feats), 2) and not points.any(), points
     print(note)
-    tsne_figure(points, range(len(feats)))._repr_mimebundle_()
+    tsne_figure(points, [Sample("", pid, 1) for pid in range(len(feats))])._repr_mimebundle_()
 for count in (2, 3, 4, 7):  # copies stay together
     kinds = np.arange(60) % count
     points, note = tsne_map(rng.normal(size=(count, 16))[kinds])
@@ -447,18 +522,43 @@ def test_tsne_map_refuses(feats, message):
         plots.tsne_map(feats)
 
 
+def legend(figure):
+    (found,) = (axes.get_legend() for axes in figure.axes)
+    return {text.get_text(): handle for text, handle in zip(found.get_texts(), found.legend_handles, strict=True)}
+
+
 def test_tsne_figures(samples):
     points = np.random.default_rng(0).normal(size=(16, 2))
-    pids = [sample.pid for sample in samples]
-    found = texts(plots.tsne_figure(points, pids, title="by identity", grey=(-1, 0)))
-    assert [t for t in found if t.startswith(("pid", "others"))] == [*(f"pid {pid}" for pid in range(1, 6)), "others"]
-    figure = plots.tsne_images(points, [sample.path for sample in samples])
+    people = [f"person {pid}" for pid in range(1, 6)]
+    entries = legend(plots.tsne_figure(points, samples, title="by person"))
+    assert list(entries) == [*people, "junk", "distractor"]  # the last two are grey
+    assert entries["junk"].get_color() == entries["distractor"].get_color() == "#B5B5B5"
+    assert list(legend(plots.tsne_figure(points, samples, count=3)))[3:] == ["2 other people", "junk", "distractor"]
+    assert list(legend(plots.tsne_figure(points, samples, by="camera"))) == ["camera 1", "camera 2", "camera 3"]
+    with pytest.raises(ValueError, match="unknown grouping 'pid': known: camera, person"):
+        plots.tsne_figure(points, samples, by="pid")
+
+
+def test_tsne_images_are_framed_by_person_and_do_not_overlap(samples):
+    points = np.random.default_rng(0).normal(size=(16, 2))
+    figure = plots.tsne_images(points, samples)
     boxes = np.array([image.get_extent() for image in figure.axes[0].images])
     assert len(boxes) > 8
     for i, (left, right, low, high) in enumerate(boxes):
         for other in boxes[:i]:
             assert right <= other[0] or other[1] <= left or high <= other[2] or other[3] <= low
-    plots.tsne_images(points[:1], [samples[0].path])
+    shown = {image.get_array().tobytes(): image.get_extent() for image in figure.axes[0].images}
+    colours = {text: handle.get_color() for text, handle in legend(figure).items()}
+    frames = {(patch.get_x(), patch.get_y()): patch.get_edgecolor()[:3] for patch in figure.axes[0].patches}
+    framed = 0
+    for sample in samples:
+        extent = shown.get(np.asarray(Image.open(sample.path)).tobytes())
+        if extent:
+            wanted = colours.get(f"person {sample.pid}", "#B5B5B5")
+            assert frames[extent[0], extent[2]] == pytest.approx(to_rgb(wanted))
+            framed += 1
+    assert framed == len(boxes)
+    plots.tsne_images(points[:1], samples[:1])
 
 
 def test_every_label_style_is_its_own():
@@ -475,13 +575,24 @@ def test_save_and_preview(samples, tmp_path):
     with Image.open(plots.save(figure, tmp_path / "figures" / "a.png", dpi=50)) as image:
         assert image.size == tuple((figure.get_size_inches() * 50).astype(int))
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["a.png"]
-    plots.save(figure, tmp_path / "a.pdf")
-    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     shown = figure._repr_mimebundle_()
     assert list(shown) == ["image/png"]
     assert len(shown["image/png"]) <= 300_000
     assert Image.open(BytesIO(shown["image/png"])).width >= int(60 * figure.get_figwidth())
     assert plots.save(figure, tmp_path / "b.png", small=True).read_bytes() == shown["image/png"]
+
+
+def test_vector_formats_keep_text_as_text_and_images_sharp(samples, tmp_path):
+    figure = plots.rank_list(samples[:2], samples, RANKED, RANKED / 20, title="a $name$ with_signs")
+    pdf = plots.save(figure, tmp_path / "a.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"/Type3" not in pdf
+    assert pdf.count(b"/Width 32") == pdf.count(b"/Height 64") == 2 + 5  # each image with its own pixels
+    svg = plots.save(figure, tmp_path / "a.svg").read_text()
+    assert ">a $name$ with_signs<" in svg
+    assert svg.count("<image ") == 2 + 5
+    assert {image.get_interpolation() for image in figure.axes[0].images} == {"auto"}  # as it was
 
 
 # One line for each plot function that gives a figure.
@@ -495,17 +606,22 @@ FIGURES = {
     "cmc_curves": lambda samples: plots.cmc_curves({"a": [0.5, 1], "b": [0.1, 0.2]}, title="t"),
     "contact_sheet": lambda samples: plots.contact_sheet(samples),
     "cost_accuracy": lambda samples: plots.cost_accuracy({"G": [1.0]}, {"G": [True]}, [50.0], ["a"], ["x"]),
-    "image_counts": lambda samples: plots.image_counts({"a": ([[1, 0], [1, 1]], [1, 2]), "b": ([[1]], [2])}),
+    "image_counts": lambda samples: plots.image_counts(
+        {"a": ([[1, 0], [1, 1]], [3, 4], [1, 2]), "b": ([[1]], [3], [2])}
+    ),
     "image_sizes": lambda samples: plots.image_sizes([(128, 64)]),
     "pair_sheet": lambda samples: plots.pair_sheet([(samples[0], samples[1], "0.9")]),
     "rank_list": lambda samples: plots.rank_list(samples[:2], samples, RANKED, RANKED / 20, title="long " * 40),
     "score_matrix": lambda samples: plots.score_matrix([[0.5, np.nan]], ["a"], ["c", "d"], "t", ("x", "y")),
     "score_spread": lambda samples: plots.score_spread({"mAP": {"lr 1": [0.1, 0.2], "lr 2": [0.3]}}, title="t"),
     "training_curves": lambda samples: plots.training_curves([{"loss": 1.0, "mAP": 0.5}], title="long " * 60),
-    "tsne_figure": lambda samples: plots.tsne_figure(np.eye(2), [1, 2], title="t"),
-    "tsne_images": lambda samples: plots.tsne_images(np.eye(2), [sample.path for sample in samples[:2]]),
+    "tsne_figure": lambda samples: plots.tsne_figure(np.eye(2), samples[:2], title="t"),
+    "tsne_images": lambda samples: plots.tsne_images(np.eye(2), samples[:2]),
 }
-OTHERS = {"cam_note", "feature_cam", "overlay", "rank_list_rows", "save", "similarity_cam", "tsne_map"}
+OTHERS = {
+    *("cam_note", "camera_name", "feature_cam", "overlay", "person_name", "rank_list_rows", "save", "similarity_cam"),
+    "tsne_map",
+}
 
 
 def test_every_public_plot_is_in_the_table():
@@ -544,6 +660,18 @@ def luminance(colours, deuteranopia=False):
         simulated = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
         linear = (linear @ np.transpose(simulated)).clip(0, 1)
     return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def test_right_and_wrong_differ_for_every_eye():
+    """In greyscale and with deuteranopia, from each other and from the white page (WCAG: 3 to 1 for graphics)."""
+    from reidlib.plots.style import VERDICTS
+
+    colours = np.array([to_rgb(VERDICTS[verdict][0]) for verdict in (True, False)])
+    for deuteranopia in (False, True):
+        right, wrong = luminance(colours, deuteranopia)
+        assert (wrong + 0.05) / (right + 0.05) > 2
+        assert 1.05 / (max(right, wrong) + 0.05) > 3
+    assert len({VERDICTS[verdict][1] for verdict in VERDICTS}) == len({v[2] for v in VERDICTS.values()}) == 3
 
 
 def bars(figure):
@@ -606,3 +734,119 @@ assert figure.axes[0].xaxis.label.get_size() < 12, "the user's setting leaked in
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Names and lengths
+
+LONG = "agw_R50_ibn_fastreid on market1501+msmt17-combineall"
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A CSV dataset whose people and cameras are text, with a distractor and junk in its gallery."""
+    from reidlib.data.tables import read_table
+
+    root, rng = tmp_path_factory.mktemp("named"), np.random.default_rng(0)
+    people, cameras, rows = ("anna13", "bruno", "王小明"), ("door", "lift"), ["path,pid,camid,split"]
+    wanted = [(pid, camid, split) for split in ("train", "query", "gallery") for pid in people for camid in cameras]
+    for i, (pid, camid, split) in enumerate([*wanted, ("distractor", "door", "gallery"), ("junk", "lift", "gallery")]):
+        Image.fromarray(rng.integers(0, 255, (64, 32, 3), np.uint8)).save(root / f"{i}.png")
+        rows.append(f"{i}.png,{pid},{camid},{split}")
+    (root / "own.csv").write_text("\n".join(rows), encoding="utf-8")
+    return read_table("own", root / "own.csv", "test")
+
+
+def every_figure_of(data):
+    """Figure or table → what it shows of `data`, with all that its people and cameras are called."""
+    from reidlib.data import check
+
+    queries, gallery = list(data.query[:2]), data.gallery
+    ranked = np.tile(np.arange(len(gallery)), (2, 1))
+    maps = [np.ones((2, *k, 4, 2)) for k in ((), (len(gallery),), (len(gallery),))]
+    points = np.random.default_rng(0).normal(size=(len(gallery), 2))
+    cameras = [plots.camera_name(camid, data) for camid in sorted(data.cameras)]
+    pairs = [(gallery[i], gallery[i - 1], "0.99") for i in range(len(gallery))]
+    tables = {name: check.people_by_camera(split) for name, split in data.splits.items()}
+    rows = plots.rank_list_rows(queries, gallery, ranked, ranked / 9, dataset=data)
+    return {
+        "rank list": texts(plots.rank_list(queries, gallery, ranked, ranked / 9, title=LONG, dataset=data)),
+        "rows": [str(row[key]) for row in rows for key in ("query_pid", "query_camid", "pid", "camid")],
+        "Grad-CAM": texts(plots.cam_figure(queries, gallery, ranked, ranked / 9, *maps, title=LONG, dataset=data)),
+        "contact sheet": texts(plots.contact_sheet(data.train, title=LONG, dataset=data)),
+        "pair sheet": texts(plots.pair_sheet(pairs, title=LONG, dataset=data)),
+        "t-SNE by person": texts(plots.tsne_figure(points, gallery, title=LONG, dataset=data)),
+        "t-SNE by camera": texts(plots.tsne_figure(points, gallery, by="camera", dataset=data)),
+        "t-SNE images": texts(plots.tsne_images(points, gallery, title=LONG, dataset=data)),
+        "camera pairs": texts(plots.score_matrix(np.ones((2, 2)), cameras, cameras, LONG)),
+        "passport": texts(plots.image_counts(tables, title=LONG, dataset=data)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of a name that no font here has
+def test_people_and_cameras_have_the_names_of_the_users_own_table(named):
+    people, cameras, nobody = {"anna13", "bruno", "王小明"}, {"door", "lift"}, {"distractor", "junk"}
+    shown = {
+        **dict.fromkeys(("rank list", "rows", "Grad-CAM", "pair sheet"), people | cameras | nobody),
+        **dict.fromkeys(("contact sheet", "passport"), people | cameras),
+        **dict.fromkeys(("t-SNE by person", "t-SNE images"), people | nobody),
+        **dict.fromkeys(("t-SNE by camera", "camera pairs"), cameras),
+    }
+    for figure, found in every_figure_of(named).items():
+        words = {word for text in found for word in text.replace(" · ", "\n").split("\n")}
+        assert shown[figure] <= words, figure
+        internal = {f"{prefix}{i}" for i in (-1, 0, 1, 2, 3) for prefix in ("person ", "camera ", "pid ", "c", "cam ")}
+        assert not internal & words, figure
+        assert not {"-1", "0"} & (words - ({"0"} if figure == "Grad-CAM" else set())), figure  # 0 of its colour bar
+
+
+def assert_nothing_leaves(figure):
+    """What is drawn lies inside the figure, but for half a line's width."""
+    figure.canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    legends = [axes.get_legend().get_window_extent() for axes in figure.axes if axes.get_legend()]
+    drawn = Bbox.union([figure.get_tightbbox().transformed(figure.dpi_scale_trans), *legends])
+    assert drawn.x0 > -2
+    assert drawn.y0 > -2
+    assert drawn.x1 < figure.bbox.x1 + 2
+    assert drawn.y1 < figure.bbox.y1 + 2
+
+
+@pytest.mark.parametrize(
+    "title", [LONG, f"{LONG}: what is asked of this figure, in more words than any page is wide " * 2]
+)
+def test_titles_stay_on_one_line_inside_the_figure(samples, title):
+    points, counts = np.random.default_rng(0).normal(size=(16, 2)), {"train": ([[3, 0], [1, 2]], [3, 4], [1, 2])}
+    epochs = [{"epoch": e, "loss": 1.0, "mAP": 0.5, f"{LONG}/mAP": 0.2, "accuracy": 1.0, "lr": 1} for e in range(3)]
+    figures = [
+        plots.ap_histogram([0.5, 1.0], title=title),
+        plots.cmc_curves({LONG: [0.5, 1], LONG * 3: [0.1, 0.2]}, title=title),
+        plots.contact_sheet(samples, title=title),
+        plots.cost_accuracy({"G": [1.0]}, {"G": [True]}, [50.0], ["a"], ["x"], title),
+        plots.image_counts(counts, title=title),
+        plots.image_sizes([(128, 64)], title=title),
+        plots.pair_sheet([(samples[0], samples[1], "0.9")], title=title),
+        plots.rank_list(samples[:1], samples, RANKED[:1], RANKED[:1], title=title),
+        plots.score_matrix([[0.5]], [LONG], [LONG], title),
+        plots.training_curves(epochs, title=title),
+        plots.tsne_figure(points, samples, title=title),
+    ]
+    for figure in figures:
+        (shown,) = [text for text in texts(figure) if text.startswith("agw_R50_ibn") and text.endswith(title[-8:])][:1]
+        assert "\n" not in shown
+        assert_nothing_leaves(figure)
+        assert figure.get_figwidth() < 10.81
+
+
+def test_captions_of_twenty_matches_can_be_read_on_a_page(samples):
+    from reidlib.plots.style import PAGE
+
+    ranked = np.tile(np.arange(20) % 16, (20, 1))
+    figure = plots.rank_list(samples[:1] * 20, samples, ranked, ranked / 20, ap=[0.5] * 20, title=LONG)
+    assert figure.get_figwidth() < PAGE + 0.01
+    captions = [
+        text for text in figure.axes[0].texts if text.get_text()[:1] in "✓✗⊘" or text.get_text() == "distractor"
+    ]
+    assert len(captions) > 400
+    assert min(text.get_size() for text in figure.axes[0].texts) >= 7
+    assert "dist…" not in " ".join(texts(figure))
+    assert_nothing_leaves(figure)

@@ -200,12 +200,17 @@ def similarity_cam(
     """
     if query_images.shape != gallery_images.shape:
         raise ValueError(f"pairs need equal shapes: {tuple(query_images.shape)}, {tuple(gallery_images.shape)}")
+    if (query_camids is None) != (gallery_camids is None):
+        raise ValueError("camids are needed for both the query and the gallery images, or for neither")
     maps = []
     for at in range(0, len(query_images), batch_size):
         part = slice(at, at + batch_size)
         images = torch.cat([query_images[part], gallery_images[part]])
-        camids = None if query_camids is None else torch.cat([query_camids[part], gallery_camids[part]])
+        camids = None
+        if query_camids is not None and gallery_camids is not None:
+            camids = torch.cat([query_camids[part], gallery_camids[part]])
         pairs = len(images) // 2
         both = _cams(model, images, camids, [*range(pairs, 2 * pairs), *range(pairs)], method)
         maps.append(both.unflatten(0, (2, pairs)))
-    return tuple(torch.cat(maps, dim=1))
+    queries, matches = torch.cat(maps, dim=1)
+    return queries, matches

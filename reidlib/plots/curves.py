@@ -10,14 +10,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
-from reidlib.plots.style import COLOURS, GREY, INK, LINES, VERDICTS, Figure, array, styled
+from reidlib.plots.style import (
+    COLOURS,
+    GREY,
+    INK,
+    LINES,
+    VERDICTS,
+    Figure,
+    array,
+    shorten,
+    styled,
+    text_width,
+    titled_figure,
+)  # fmt: skip
 from reidlib.scores import CLASSIFICATION, NAMES
 
-# Panel title, the keys drawn in it, factor.
+# Panel title, the keys drawn in it, factor. A factor of 100 makes an axis from 0 to 100.
 _PANELS = (
     ("loss", ("loss", "cross_entropy", "triplet", "circle", "center"), 1),
-    ("accuracy (%)", ("accuracy",), 100),
+    ("training accuracy (%)", ("accuracy",), 100),
     ("retrieval (%)", ("mAP", "rank1"), 100),
     ("validation (%)", CLASSIFICATION, 100),
     ("learning rate (10⁻⁴)", ("lr",), 1e4),
@@ -26,18 +39,22 @@ _PANELS = (
 
 def _line(axes: Axes, i: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
     marker = {"marker": "o", "markersize": 3.5} if len(x) <= 30 else {}
-    axes.plot(x, y, LINES[i % 4], color=COLOURS[i % 7], label=label, **marker)
+    axes.plot(x, y, LINES[i % 4], color=COLOURS[i % 7], label=label, clip_on=False, **marker)  # whole at 0 and 100
 
 
 @styled
-def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Loss, accuracy, retrieval scores and learning rate by epoch.
+def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "", epochs: int | None = None) -> Figure:
+    """Loss, accuracy on the training images, retrieval scores and learning rate by epoch; the best epoch is marked.
+
+    The best epoch is the one with the highest mAP (top-1 without an mAP), the earlier of equals; epoch 0, the untrained
+    network, does not count.
 
     Args:
         metrics: one dict an epoch, as in metrics.jsonl. Drawn are `loss` and its parts, `lr`, and the fractions
             `accuracy`, `mAP`, `rank1`, `top1` and `top5`, each after any prefix such as `market1501/`. What is missing,
             None, NaN or infinite in an epoch is left out.
         title: above the figure.
+        epochs: of the whole training, the right end of the axis; None ends it at the last epoch given.
 
     Raises:
         ValueError: if there is nothing to draw.
@@ -52,21 +69,56 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], title: str = "") -> Fi
                 drawn.setdefault(panel, {}).setdefault(label, []).append((row.get("epoch", at + 1), value))
     if not drawn:
         raise ValueError(f"no loss, accuracy, mAP, rank or lr in the {len(metrics)} epochs given")
-    figure = Figure(figsize=(2.9 * len(drawn) + 0.3, 2.7 + (0.25 if title else 0)), layout="constrained")
-    figure.suptitle(title or None, x=0.01, ha="left")
+    figure = titled_figure(title, 2.6 * len(drawn) + 0.3, 2.2)
     panels = figure.subplots(1, len(drawn), squeeze=False, sharex=True)[0]
+    rows = 0  # of the longest legend
     for axes, panel in zip(panels, sorted(drawn), strict=True):
         name, _, factor = _PANELS[panel]
         for i, (label, points) in enumerate(drawn[panel].items()):
-            epochs, values = np.array(points, float).T
-            _line(axes, i, epochs, factor * values, label)
+            x, y = np.array(points, float).T
+            _line(axes, i, x, factor * y, label)
+        for score, points in drawn[panel].items():
+            trained = [(value, -epoch) for epoch, value in points if epoch > 0]
+            if score in (NAMES["mAP"], NAMES["top1"]) and trained:
+                value, epoch = max(trained)
+                label = f"best: {factor * value:.1f} % in epoch {-epoch:.0f}"
+                axes.axvline(-epoch, color=GREY, linestyle=":", linewidth=1, zorder=0.9)
+                axes.plot(
+                    -epoch,
+                    factor * value,
+                    "*",
+                    color=INK,
+                    markersize=11,
+                    mec="white",
+                    zorder=4,
+                    label=label,
+                    clip_on=False,
+                )
         axes.set(title=name, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.set_ylim(bottom=min(0, axes.dataLim.ymin))
-        if len(drawn[panel]) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handlelength=1.6, columnspacing=1)
-    if len(metrics) == 1:
-        panels[0].set_xlim(epochs[0] - 1, epochs[0] + 1)
+        if factor == 100:
+            axes.set_ylim(0, 100)
+        else:
+            axes.set_ylim(bottom=min(0, axes.dataLim.ymin))
+        handles, labels = axes.get_legend_handles_labels()
+        if len(handles) > 1:
+            labels = [shorten(label, 2.0, 9) for label in labels]
+            columns = 3 if sum(text_width(label, 9) + 0.45 for label in labels[:3]) < 2.5 else 1
+            rows = max(rows, -(-len(labels) // columns))
+            below = axes.transAxes + ScaledTranslation(-0.3, -0.45, figure.dpi_scale_trans)
+            place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below, "ncols": columns}
+            legend = axes.legend(handles, labels, handlelength=1.6, columnspacing=1, borderaxespad=0, **place)
+            legend.set_in_layout(False)  # panels are equally wide, however long a label is
+    height = 0.2 * rows + 0.08 * bool(rows)  # of the legends
+    figure.set_figheight(figure.get_figheight() + height)
+    bottom = height / figure.get_figheight()
+    figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom))
+    if epochs:
+        panels[0].set_xlim(
+            min(row.get("epoch", at + 1) for at, row in enumerate(metrics)) - 0.02 * epochs, epochs * 1.02
+        )
+    elif len(metrics) == 1:
+        panels[0].set_xlim(x[0] - 1, x[0] + 1)
     return figure
 
 
@@ -79,15 +131,15 @@ def cmc_curves(curves: Mapping[str, Any], title: str = "", max_rank: int = 20) -
         title: above the figure.
         max_rank: the last rank drawn.
     """
-    figure = Figure(figsize=(6.8, 3.4), layout="constrained")
+    figure = titled_figure(title, 5.2, 3.4 + 0.18 * len(curves))
     axes = figure.subplots()
     for i, (name, cmc) in enumerate(curves.items()):
         cmc = 100 * array(cmc)[:max_rank]
-        _line(axes, i, range(1, len(cmc) + 1), cmc, f"{name}: Rank-1 {cmc[0]:.1f} %")
-    axes.set(title=title, xlabel="rank", ylabel="queries with a match by then (%)")
-    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+        label = f": Rank-1 {cmc[0]:.1f} %"
+        _line(axes, i, range(1, len(cmc) + 1), cmc, shorten(name, 4.4 - text_width(label, 9), 9) + label)
+    axes.set(xlabel="rank", ylabel="queries with a match by then (%)", ylim=(0, 100))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.01))
+    figure.legend(loc="outside lower left")
     return figure
 
 
@@ -109,14 +161,16 @@ def ap_histogram(ap: Any, title: str = "", worst: int = 10) -> Figure:
     ap = 100 * np.sort(ap[~np.isnan(ap)])
     if not len(ap):
         raise ValueError("no query has a match, so there is no average precision to draw")
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    figure = titled_figure(title, 5.2, 3.2)
     axes = figure.subplots()
     seaborn.histplot(x=ap, bins=20, binrange=(0, 100), color=COLOURS[4], alpha=1, edgecolor="white", ax=axes)
     axes.axvline(ap.mean(), color=INK, linestyle="--", linewidth=1.2, label=f"mAP {ap.mean():.1f} %")
     few, (colour, _, _) = ap[:worst], VERDICTS[False]
     label = f"the {len(few)} worst (up to {few[-1]:.1f} %)"
-    axes.plot(few, np.zeros(len(few)), "^", color=colour, markersize=7, clip_on=False, zorder=3, label=label)
-    axes.set(title=title, xlabel="average precision of a query (%)", ylabel="queries", xlim=(0, 100))
+    axes.plot(
+        few, np.zeros(len(few)), "^", color=colour, markersize=7, mec="white", clip_on=False, zorder=3, label=label
+    )
+    axes.set(xlabel="average precision of a query (%)", ylabel="queries", xlim=(0, 100))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
@@ -139,8 +193,7 @@ def score_spread(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str
     if not names:
         raise ValueError("no setting has a score yet, so there is nothing to draw")
     width = 0.5 + 0.075 * max(map(len, names)) + 2.6 * len(panels)
-    figure = Figure(figsize=(width, 1.2 + 0.32 * len(names) + (0.25 if title else 0)), layout="constrained")
-    figure.suptitle(title or None, x=0.01, ha="left")
+    figure = titled_figure(title, width, 1.2 + 0.32 * len(names))
     figure.supxlabel("○ a run   ◆ mean ± standard deviation of the runs", size=8, color=GREY)
     for axes, (score, rows) in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
@@ -178,9 +231,10 @@ def score_matrix(matrix: Any, rows: Any, columns: Any, title: str = "", labels: 
     rows, columns = ([str(name) for name in array(names).tolist()] for names in (rows, columns))
     if matrix.shape != (len(rows), len(columns)):
         raise ValueError(f"{len(rows)} rows and {len(columns)} columns do not fit a matrix of shape {matrix.shape}")
-    width = max(0.7, 0.085 * max(map(len, columns), default=0))
-    width = 1.6 + 0.075 * max(map(len, rows), default=0) + width * len(columns)
-    figure = Figure(figsize=(width, 1.1 + 0.45 * len(rows)), layout="constrained")
+    rows, columns = ([shorten(name, 2.4, 9) for name in names] for names in (rows, columns))
+    width = max(0.7, *(text_width(name, 9) + 0.15 for name in columns))
+    width = 1.6 + max(text_width(name, 9) for name in rows) + width * len(columns)
+    figure = titled_figure(title, width, 1.1 + 0.45 * len(rows))
     axes = figure.subplots()
     axes.patch.set(facecolor="#F7F7F7", hatch="///", edgecolor="#CCCCCC")
     axes.grid(False)
@@ -193,7 +247,6 @@ def score_matrix(matrix: Any, rows: Any, columns: Any, title: str = "", labels: 
     )
     for row, column in np.argwhere(np.isnan(matrix)):
         axes.text(column + 0.5, row + 0.5, "–", ha="center", va="center")
-    axes.set(title=title, ylabel=labels[0], xlabel=labels[1])
-    axes.tick_params(length=0)
-    axes.tick_params(axis="y", labelrotation=0)
+    axes.set(ylabel=labels[0], xlabel=labels[1])
+    axes.tick_params(length=0, labelrotation=0)
     return figure

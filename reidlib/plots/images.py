@@ -17,19 +17,22 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from reidlib.decoding import decode_image
-from reidlib.plots.style import GREY, PALE, VERDICTS, Figure, array, styled
+from reidlib.plots.names import Named, camera_name, person_name
+from reidlib.plots.style import GREY, PAGE, PALE, VERDICTS, Figure, array, fit_title, shorten, styled, text_width
 
-_HEIGHT, _WIDTH, _GAP, _LINE = 1.24, 0.62, 0.13, 0.135  # of an image, between images, of a line of text: inches
-_NOTE = "✓ solid: the same person; ✗ dashed: another; ⊘ dotted: not counted"
+_WIDTH, _GAP, _LINE = 0.62, 0.13, 0.135  # of an image half as wide as high, between images, of a line of text: inches
+_MARGIN, _FONT = 0.15, 7  # inches; points, of captions
+_DPI = 206  # to which images are reduced: 256 × 128 pixels at full size
+_NOTE = "✓ solid frame: the same person; ✗ dashed: another; ⊘ dotted: not counted"
 
 
-def thumbnail(path: str | Path, size: tuple[int, int] = (256, 128)) -> np.ndarray:
-    """An image file as RGB (h, w, 3) uint8, reduced to fit `size` (height, width), its proportions kept.
+def thumbnail(path: str | Path, width: float = _WIDTH) -> np.ndarray:
+    """An image file as RGB (h, w, 3) uint8, reduced to what `width` × twice as much inches show, its proportions kept.
 
     Raises OSError naming a file that cannot be read.
     """
     image = decode_image(path)
-    image.thumbnail((size[1], size[0]))
+    image.thumbnail((round(_DPI * width), round(2 * _DPI * width)))
     return np.asarray(image)
 
 
@@ -49,72 +52,93 @@ def _grid(
     note: str = "",
     lines: int = 0,
     widths: Sequence[float] | None = None,
+    height: float = 2 * _WIDTH,
+    gap: float = _GAP,
     set_off: int = 0,
     draw_empty: bool = False,
     bar: tuple[np.ndarray, str, str] | None = None,
 ) -> Figure:
-    """Rows of cells, None for an empty one.
+    """Rows of cells, None for an empty one. Text that is too long for its column is shortened.
 
     Args:
         rows: the cells.
-        title: above the figure; `note` is below it, in grey.
+        title: above the figure, on one line; `note` is below it, in grey, on as many as it needs.
         headers: one above each column; `labels`, one beside each row.
         lines: of caption below each cell.
-        widths: of the columns, in inches.
+        widths: of the columns, in inches; `height`, of the images; `gap`, between columns.
         set_off: how many columns stand apart on the left.
         draw_empty: draw empty cells as pale boxes.
         bar: a colour bar below the rows: its image (1, n, 3) uint8, and what its left and its right end mean.
     """
     widths = widths or [_WIDTH] * len(headers)
-    margin, label_width = 0.15, 0.075 * max(map(len, labels), default=0) + (0.1 if labels else 0)
-    lefts = list(accumulate((w + _GAP for w in widths), initial=margin + label_width))
-    lefts = [x + (1.5 * _GAP if set_off and i >= set_off else 0) for i, x in enumerate(lefts)]
-    width = max(lefts[-1] - _GAP + margin, 3.6)
-    titles, notes = (wrap(text, int((width - 2 * margin) / inch)) for text, inch in ((title, 0.09), (note, 0.065)))
-    top = margin + 0.19 * len(titles) + 0.15 * len(notes) + (0.06 if titles or notes else 0)
-    step = _HEIGHT + lines * _LINE + _GAP
-    height = top + 0.22 + step * len(rows) + (0.3 if bar else 0.02)
+    labels = [shorten(label, 1.6, 8.5) for label in labels]
+    label_width = max((text_width(label, 8.5) + 0.1 for label in labels), default=0)
+    lefts = list(accumulate((w + gap for w in widths), initial=_MARGIN + label_width))
+    lefts = [x + (1.5 * gap if set_off and i >= set_off else 0) for i, x in enumerate(lefts)]
+    needed = min(text_width(title, 8, "bold") + 2 * _MARGIN, PAGE)
+    width = max(lefts[-1] - gap + _MARGIN, needed, 3.6)
+    title, title_size = fit_title(title, width - 2 * _MARGIN)
+    notes = wrap(note, int((width - 2 * _MARGIN) / 0.065))
+    top = _MARGIN + 0.19 * bool(title) + 0.15 * len(notes) + (0.06 if title or notes else 0)
+    step = height + lines * _LINE + _GAP
+    deep = top + 0.22 + step * len(rows) + (0.3 if bar else 0.02)
 
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    figure = Figure(figsize=(width, deep))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(deep, 0), autoscale_on=False)
     axes.set_axis_off()
-    axes.text(margin, margin, "\n".join(titles), va="top", size=10.5, weight="bold", linespacing=1.15)
-    axes.text(margin, margin + 0.19 * len(titles) + 0.02, "\n".join(notes), va="top", size=8, color=GREY)
+    if title:
+        figure.suptitle(title, x=_MARGIN / width, y=1 - _MARGIN / deep, ha="left", va="top", size=title_size)
+    axes.text(_MARGIN, _MARGIN + 0.19 * bool(title) + 0.02, "\n".join(notes), va="top", size=8, color=GREY)
     for x, w, header in zip(lefts, widths, headers, strict=False):
-        axes.text(x + w / 2, top + 0.15, header, ha="center", va="baseline", size=8.5, color=GREY)
+        text = shorten(header, w + 0.8 * gap, 8.5)
+        axes.text(x + w / 2, top + 0.15, text, ha="center", va="baseline", size=8.5, color=GREY)
     for i, row in enumerate(rows):
         y = top + 0.22 + i * step
         if labels:
-            axes.text(margin, y + _HEIGHT / 2, labels[i], va="center", size=8.5)
+            axes.text(_MARGIN, y + height / 2, labels[i], va="center", size=8.5)
         for x, w, cell in zip(lefts, widths, row, strict=False):
             if cell is None:
                 if draw_empty:
-                    axes.add_patch(Rectangle((x, y), w, _HEIGHT, facecolor=PALE, edgecolor="none"))
+                    axes.add_patch(Rectangle((x, y), w, height, facecolor=PALE, edgecolor="none"))
                 continue
             h0, w0 = cell.image.shape[:2]
-            scale = min(_HEIGHT / h0, w / w0)
+            scale = min(height / h0, w / w0)
             w1, h1 = w0 * scale, h0 * scale
-            x1, y1 = x + (w - w1) / 2, y + (_HEIGHT - h1) / 2
+            x1, y1 = x + (w - w1) / 2, y + (height - h1) / 2
             axes.imshow(cell.image, extent=(x1, x1 + w1, y1 + h1, y1), aspect="auto")
-            colour, style, _ = VERDICTS.get(cell.verdict, (GREY, "-", ""))
-            if cell.verdict in VERDICTS:
+            framed = cell.verdict in VERDICTS
+            if framed:
+                colour, style, _ = VERDICTS[cell.verdict]
                 frame = Rectangle((x1, y1), w1, h1, fill=False, edgecolor=colour, linewidth=2.6, linestyle=style)
                 axes.add_patch(frame)
             for n, caption in enumerate(cell.captions):
-                font = {"color": colour, "weight": "bold"} if n == 0 and cell.verdict in VERDICTS else {}
-                axes.text(x + w / 2, y + _HEIGHT + 0.14 + n * _LINE, caption, ha="center", size=7.5, **font)
+                weight = "bold" if framed and n == 0 else "normal"
+                text = shorten(caption, w + 0.8 * gap, _FONT, weight)
+                below = y + height + 0.14 + n * _LINE
+                axes.text(x + w / 2, below, text, ha="center", size=_FONT, weight=weight)
     if bar:
         image, low, high = bar
-        left, right, y = margin + 0.12, margin + 1.32, height - 0.18
+        left, right, y = _MARGIN + 0.12, _MARGIN + 1.32, deep - 0.18
         axes.imshow(image, extent=(left, right, y + 0.06, y - 0.06), aspect="auto")
         axes.text(left - 0.06, y, low, ha="right", va="center", size=8, color=GREY)
         axes.text(right + 0.06, y, high, va="center", size=8, color=GREY)
     return figure
 
 
+def _page_share(units: float, gaps: float) -> tuple[float, float]:
+    """Width of an image and of a gap, in inches, so that `units` images and `gaps` gaps fit on a page, down to 0.36."""
+    gap = _GAP if units * _WIDTH + gaps * _GAP + 2 * _MARGIN <= PAGE else 0.6 * _GAP
+    return float(np.clip((PAGE - 2 * _MARGIN - gaps * gap) / units, 0.36, _WIDTH)), gap
+
+
 @styled
 def contact_sheet(
-    samples: Sequence[Any], people: int = 8, cameras: Sequence[int] | None = None, seed: int = 0, title: str = ""
+    samples: Sequence[Any],
+    people: int = 8,
+    cameras: Sequence[int] | None = None,
+    seed: int = 0,
+    title: str = "",
+    dataset: Named | None = None,
 ) -> Figure:
     """One image of each person (row) in each camera (column), blank where the camera never saw the person.
 
@@ -124,6 +148,7 @@ def contact_sheet(
         cameras: camids; all if None.
         seed: of the choice of people and of their images.
         title: above the figure.
+        dataset: that the samples are of, which knows the names of people and cameras.
 
     Raises:
         ValueError: if there is nobody to show.
@@ -142,11 +167,13 @@ def contact_sheet(
 
     def cell(pid: int, camid: int) -> _Cell | None:
         found = seen.get((pid, camid))
-        return found and _Cell(thumbnail(found[rng.integers(len(found))].path))
+        return _Cell(thumbnail(found[rng.integers(len(found))].path)) if found else None
 
     rows = [[cell(pid, camid) for camid in cameras] for pid in pids]
-    labels = [f"pid {pid}" for pid in pids]
-    return _grid(rows, title=title, headers=[f"cam {c}" for c in cameras], labels=labels, draw_empty=True)
+    labels = [person_name(pid, dataset, "person ") for pid in pids]
+    headers = [camera_name(camid, dataset, "camera ") for camid in cameras]
+    width = float(np.clip(max(text_width(header, 8.5) for header in headers), _WIDTH, 1.1))
+    return _grid(rows, title=title, headers=headers, labels=labels, widths=[width] * len(cameras), draw_empty=True)
 
 
 @styled
@@ -162,8 +189,10 @@ def class_sheet(
     for sample in samples:
         if len(found.get(sample.pid, range(columns))) < columns:
             found[sample.pid].append(_Cell(thumbnail(sample.path)))
-    headers = [""] * columns
-    return _grid([found[at] for at in shown], title=title, headers=headers, labels=[classes[at][:20] for at in shown])
+    return _grid(
+        [found[at] for at in shown],
+        **{"title": title, "headers": [""] * columns, "labels": [classes[at] for at in shown]},
+    )
 
 
 @styled
@@ -176,17 +205,31 @@ def batch_sheet(images: Any, captions: Sequence[str], columns: int = 8, title: s
 
 
 @styled
-def pair_sheet(pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4) -> Figure:
-    """Pairs of samples side by side, each with one line of text below; `columns` pairs in a row."""
-    cells: list[list[_Cell | None]] = [
-        [_Cell(thumbnail(s.path), (f"pid {s.pid}, cam {s.camid}", text)) for s, text in ((a, text), (b, ""))]
-        for a, b, text in pairs
-    ]
+def pair_sheet(
+    pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4, dataset: Named | None = None
+) -> Figure:
+    """Pairs of samples side by side, person and camera below each, and one line of text below the pair.
+
+    Args:
+        pairs: two samples, and the text.
+        title: above the figure.
+        columns: pairs in a row.
+        dataset: as in `contact_sheet`.
+
+    Raises:
+        ValueError: if there is no pair.
+    """
+
+    def cell(sample: Any, text: str) -> _Cell:
+        names = person_name(sample.pid, dataset, "person "), camera_name(sample.camid, dataset, "camera ")
+        return _Cell(thumbnail(sample.path), (*names, text))
+
+    cells: list[list[_Cell | None]] = [[cell(a, text), cell(b, "")] for a, b, text in pairs]
     if not cells:
         raise ValueError("there is no pair to show")
     rows = [[c for pair in cells[i : i + columns] for c in (*pair, None)] for i in range(0, len(cells), columns)]
     across = len(rows[0]) // 3
-    return _grid(rows, title=title, headers=[""] * 3 * across, lines=2, widths=[0.8, 0.8, 0.2] * across)
+    return _grid(rows, title=title, headers=[""] * 3 * across, lines=3, widths=[0.8, 0.8, 0.2] * across)
 
 
 def _verdict(query: Any, match: Any) -> bool | None:
@@ -208,22 +251,34 @@ def _checked(queries: Sequence[Any], gallery: Sequence[Any], ranked: Any, simila
     return ranked, similarity, [None] * len(queries) if ap is None else array(ap, np.float64)
 
 
-def _query_captions(query: Any, ap: float | None) -> tuple[str, str]:
-    score = "" if ap is None else "no match" if np.isnan(ap) else f"AP {100 * ap:.0f} %"
-    return (f"{query.pid} · c{query.camid}", score)
+def _query_caption(ap: float | None) -> str:
+    return "" if ap is None else "no match" if np.isnan(ap) else f"AP {100 * ap:.0f} %"
 
 
-def _match_captions(verdict: bool | None, similarity: float, match: Any) -> tuple[str, str]:
-    return (f"{VERDICTS[verdict][2]} {similarity:.2f}", f"{match.pid} · c{match.camid}")
+def _names(sample: Any, dataset: Named | None) -> tuple[str, str]:
+    return person_name(sample.pid, dataset), camera_name(sample.camid, dataset, "c")
+
+
+def _match_caption(verdict: bool | None, similarity: float) -> str:
+    return f"{VERDICTS[verdict][2]} {similarity:.2f}"
 
 
 @styled
 def rank_list(
-    queries: Sequence[Any], gallery: Sequence[Any], ranked: Any, similarity: Any, *, ap: Any = None, title: str = ""
+    queries: Sequence[Any],
+    gallery: Sequence[Any],
+    ranked: Any,
+    similarity: Any,
+    *,
+    ap: Any = None,
+    title: str = "",
+    note: str = "",
+    dataset: Named | None = None,
 ) -> Figure:
-    """One row a query: the query, then its first k matches, framed right or wrong, with similarity, pid and camera.
+    """One row a query: the query, then its first k matches, framed right or wrong, with similarity, person and camera.
 
-    What a protocol drops is framed grey and dotted, should it be in the list.
+    What a protocol drops is framed grey and dotted, should it be in the list. Up to 20 matches fit on a page: images
+    grow smaller then, captions do not.
 
     Args:
         queries: Q samples.
@@ -231,44 +286,80 @@ def rank_list(
         ranked: (Q, k) int, gallery indices, best first, -1 where the list is short (left blank).
         similarity: (Q, k) float.
         ap: (Q,) float in [0, 1], NaN for a query without a match; None writes none.
-        title: says which queries these are, and in what order.
+        title: above the figure.
+        note: below the title; says which queries these are, and in what order.
+        dataset: that the samples are of, which knows the names of people and cameras.
 
     Raises:
         ValueError: if shapes or indices do not fit.
     """
     ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
+    columns = 1 + ranked.shape[1]
+    image_width, gap = _page_share(columns, columns + 0.5)
+    widest = max(image_width, min((PAGE - 2 * _MARGIN) / (columns + 0.5) - gap, 1.0))  # that a column may be
+    shown = [_names(sample, dataset) for sample in (*queries, *(gallery[i] for i in ranked.ravel() if i >= 0))]
+    longest = max((text_width(" · ".join(pair), _FONT) for pair in shown), default=0) - 0.8 * gap
+    one_line = longest <= widest
+    if not one_line:
+        longest = max(text_width(name, _FONT) for pair in shown for name in pair) - 0.8 * gap
+    width = float(np.clip(longest, image_width, widest))
+
+    def captions(first: str, sample: Any) -> tuple[str, ...]:
+        pair = _names(sample, dataset)
+        return (first, " · ".join(pair)) if one_line else (first, *pair)
 
     def cell(query: Any, index: int, value: float) -> _Cell | None:
         if index < 0:
             return None
         match = gallery[index]
         verdict = _verdict(query, match)
-        return _Cell(thumbnail(match.path), _match_captions(verdict, value, match), verdict)
+        return _Cell(thumbnail(match.path, image_width), captions(_match_caption(verdict, value), match), verdict)
 
     rows = [
-        [_Cell(thumbnail(q.path), _query_captions(q, score)), *(cell(q, i, s) for i, s in zip(*row, strict=True))]
+        [
+            _Cell(thumbnail(q.path, image_width), captions(_query_caption(score), q)),
+            *(cell(q, i, s) for i, s in zip(*row, strict=True)),
+        ]
         for q, score, *row in zip(queries, ap, ranked, similarity, strict=True)
     ]
-    headers = ["query", *map(str, range(1, ranked.shape[1] + 1))]
-    note = _NOTE + ". Under each match: cosine similarity, then pid · camera"
-    return _grid(rows, title=title, headers=headers, note=note, lines=2, set_off=1)
+    return _grid(
+        rows,
+        **{"title": title, "headers": ["query", *map(str, range(1, columns))], "set_off": 1, "gap": gap},
+        **{"widths": [width] * columns, "height": 2 * image_width, "lines": 2 if one_line else 3},
+        note=". ".join(filter(None, (note, _NOTE, "Under each match: cosine similarity, person, camera"))),
+    )
 
 
 def rank_list_rows(
-    queries: Sequence[Any], gallery: Sequence[Any], ranked: Any, similarity: Any, *, ap: Any = None
+    queries: Sequence[Any],
+    gallery: Sequence[Any],
+    ranked: Any,
+    similarity: Any,
+    *,
+    ap: Any = None,
+    dataset: Named | None = None,
 ) -> list[dict[str, Any]]:
-    """The table beside `rank_list`, one dict a match, ready for `pandas.DataFrame(rows).to_csv`. Args as there."""
+    """The table beside `rank_list`, one dict a match, ready for `pandas.DataFrame(rows).to_csv`. Args as there.
+
+    pid and camid are names where the dataset has them, "junk" and "distractor" where it is nobody, else numbers.
+    """
     ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
     rows = []
+
+    def ids(sample: Any, prefix: str = "") -> dict[str, Any]:
+        pid = person_name(sample.pid, dataset) if sample.pid < 1 else people.get(sample.pid, sample.pid)
+        return {f"{prefix}pid": pid, f"{prefix}camid": cameras.get(sample.camid, sample.camid)}
+
+    people, cameras = (dataset.people, dataset.cameras) if dataset else ({}, {})
     for query, score, indices, values in zip(queries, ap, ranked, similarity, strict=True):
         for rank, (index, value) in enumerate(zip(indices, values, strict=True), start=1):
             if index >= 0:
                 match = gallery[index]
                 rows.append(
                     {
-                        **{"query_path": str(query.path), "query_pid": query.pid, "query_camid": query.camid},
+                        **{"query_path": str(query.path), **ids(query, "query_")},
                         **{"ap": None if score is None else float(score), "rank": rank},
-                        **{"path": str(match.path), "pid": match.pid, "camid": match.camid},
+                        **{"path": str(match.path), **ids(match)},
                         **{"similarity": float(value), "right": _verdict(query, match)},
                     }
                 )
@@ -310,6 +401,8 @@ def cam_figure(
     *,
     ap: Any = None,
     title: str = "",
+    note: str = "",
+    dataset: Named | None = None,
 ) -> Figure:
     """One row a query: the query, the CAM of its feature, then each match as a pair with the CAM of their similarity.
 
@@ -317,38 +410,39 @@ def cam_figure(
     image, so that brightness may be compared along a row; from row to row the numbers may.
 
     Args:
-        queries, gallery, ranked, similarity, ap, title: as in `rank_list`.
+        queries, gallery, ranked, similarity, ap, title, note, dataset: as in `rank_list`.
         feature_cams: (Q, h, w) from `feature_cam`.
         query_cams: (Q, k, h, w), the first result of `similarity_cam`; ignored where `ranked` is -1.
         match_cams: (Q, k, h, w), the second.
     """
     ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
     feature_cams, query_cams, match_cams = map(array, (feature_cams, query_cams, match_cams))
-    gap, rows = np.full((256, 4, 3), 255, np.uint8), []
+    between, rows = np.full((256, 4, 3), 255, np.uint8), []
     for i, query in enumerate(queries):
         shown = ranked[i] >= 0
         top = max(maps.max(initial=0) for maps in (feature_cams[i], query_cams[i][shown], match_cams[i][shown]))
         image = _stretched(query)
-        row = [
-            _Cell(image, _query_captions(query, ap[i])),
-            _Cell(overlay(image, feature_cams[i], top), (f"max {top:.2g}",)),
+        row: list[_Cell | None] = [
+            _Cell(image, (_query_caption(ap[i]), *_names(query, dataset))),
+            _Cell(overlay(image, feature_cams[i], top), ("max", f"{top:.2g}")),
         ]
         for j, index in enumerate(ranked[i]):
             match = gallery[index]
             verdict = _verdict(query, match)
-            pair = overlay(image, query_cams[i, j], top), gap, overlay(_stretched(match), match_cams[i, j], top)
-            captions = "  ".join(_match_captions(verdict, similarity[i, j], match))
-            row.append(_Cell(np.hstack(pair), (captions,), verdict) if index >= 0 else None)
+            pair = overlay(image, query_cams[i, j], top), between, overlay(_stretched(match), match_cams[i, j], top)
+            captions = _match_caption(verdict, similarity[i, j]), *_names(match, dataset)
+            row.append(_Cell(np.hstack(pair), captions, verdict) if index >= 0 else None)
         rows.append(row)
     k = ranked.shape[1]
-    headers = ["query", "feature", *(f"{rank}: query | match" for rank in range(1, k + 1))]
-    note = _NOTE + ". Bright: where the similarity comes from; the maps of a row share one scale"
+    width, gap = _page_share(2 + 2 * k, 3.5 + k)
+    headers = ["query", "feature", *map(str, range(1, k + 1))]
     bar = overlay(np.full((8, 128, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 128), (8, 1)), 1)
-    widths = [_WIDTH, _WIDTH] + [2 * _WIDTH + 0.02] * k
+    meaning = "In each pair the query is on the left. Bright: where the similarity comes from; each row has one scale"
     return _grid(
         rows,
-        **{"title": title, "headers": headers, "note": note, "lines": 2, "widths": widths, "set_off": 2},
-        bar=(bar, "0", "max of the row; white line: half of it"),
+        **{"title": title, "headers": headers, "note": ". ".join(filter(None, (note, _NOTE, meaning)))},
+        **{"lines": 3, "widths": [width, width] + [2 * width + 0.02] * k, "height": 2 * width, "gap": gap},
+        **{"set_off": 2, "bar": (bar, "0", "the row's max, written below its second image; white line: half of it")},
     )
 
 

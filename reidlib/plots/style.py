@@ -5,8 +5,9 @@ apart; whatever a colour means, a line style, a marker, a number or lightness sa
 with pyplot: no backend is chosen, none stays open, and a notebook shows one once, as the last expression of a cell.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.font_manager import FontProperties
+from matplotlib.image import AxesImage
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from reidlib.files import whole_file
@@ -22,8 +26,14 @@ from reidlib.files import whole_file
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 LINES = ("-", "--", "-.", ":")
 INK, GREY, PALE = "#222222", "#767676", "#F1F1F1"
-# Frame colour, line style and symbol of an image: right, wrong, and neither (junk, which no protocol counts).
-VERDICTS = {True: ("#009E73", "-", "✓"), False: ("#D55E00", (0, (3, 1.6)), "✗"), None: (GREY, ":", "⊘")}
+# Frame colour, line style and symbol of an image: right, wrong, and neither (junk, which no protocol counts). Dark blue
+# and light orange, unlike green and red, differ in lightness: in greyscale and with deuteranopia too.
+VERDICTS: dict[Any, tuple[str, Any, str]] = {
+    True: ("#00538A", "-", "✓"),
+    False: ("#CF6F00", (0, (3, 1.6)), "✗"),
+    None: (GREY, ":", "⊘"),
+}
+PAGE = 10.8  # inches: what is wider is shrunk by a page, and its text with it
 _RC = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -38,6 +48,7 @@ _RC = {
     "grid.color": "#E3E3E3",
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,  # a name may hold dollar signs
     "xtick.color": INK,
     "ytick.color": INK,
     "lines.linewidth": 1.6,
@@ -48,6 +59,9 @@ _RC = {
     "hatch.color": "#BBBBBB",
     "hatch.linewidth": 0.5,
 }
+# How vector formats are written: fonts are embedded (PDF) or named (SVG), so that text can be searched and edited, and
+# images stay apart, each with its own pixels, instead of becoming one of the size of the figure.
+_VECTOR = {"pdf.fonttype": 42, "svg.fonttype": "none", "image.composite_image": False}
 # Names of people, classes and runs may be in any script; DejaVu Sans has no Chinese, Japanese or Korean.
 _CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei")
 
@@ -73,13 +87,49 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()  # a user's matplotlibrc or a seaborn theme must not change what is saved
             matplotlib.rcParams.update(_RC | {"font.family": _fonts()})
-            figure = draw(*args, **kwargs)
-            for title in [figure._suptitle, *(axes._left_title for axes in figure.axes)]:
-                if title is not None:
-                    title.set_wrap(True)  # a long name continues on a second line
-            return figure
+            return draw(*args, **kwargs)
 
     return wrapped
+
+
+@lru_cache(4096)
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Width in inches of one line of text, `size` in points, in the fonts of the style."""
+    font = FontProperties(family=_fonts(), size=size, weight=weight)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # that is missing: matplotlib says so when it draws the text
+        return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+
+
+def shorten(text: str, width: float, size: float, weight: str = "normal") -> str:
+    """`text`, or as much of its start and end as fits into `width` inches, with … between."""
+    kept = len(text)
+    short = text
+    while kept > 1 and text_width(short, size, weight) > width:
+        kept -= 1
+        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return short
+
+
+def fit_title(title: str, width: float) -> tuple[str, float]:
+    """A title on one line of `width` inches, and its size in points: from 11 down to 8, then shortened."""
+    size = next((size for size in (11, 10, 9) if text_width(title, size, "bold") <= width), 8)
+    return shorten(title, width, size, "bold"), size
+
+
+def titled_figure(title: str, width: float, height: float) -> Figure:
+    """An empty figure in constrained layout with its title on one line; as wide as the title needs, up to PAGE.
+
+    Args:
+        title: above the figure; none if empty.
+        width, height: in inches, without the title.
+    """
+    width = max(width, min(text_width(title, 8, "bold") + 0.2, PAGE))
+    figure = Figure(figsize=(width, height + 0.25 * bool(title)), layout="constrained")
+    if title:
+        text, size = fit_title(title, width - 0.15)
+        figure.suptitle(text, x=0.01, ha="left", size=size)
+    return figure
 
 
 def preview(figure: matplotlib.figure.Figure, limit: int = 300_000) -> bytes:
@@ -109,8 +159,8 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, *, dpi: int = 150, 
 
     Args:
         figure: the figure.
-        path: file to write; its suffix is the format (png, pdf, svg).
-        dpi: dots per inch of what is raster.
+        path: file to write; its suffix is the format (png, pdf, svg). PDF and SVG keep text as text.
+        dpi: dots per inch of what is raster; 300 at least in a PDF or SVG, which is meant for print.
         small: write the notebook's `preview` instead.
 
     Returns:
@@ -122,8 +172,18 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, *, dpi: int = 150, 
     with whole_file(path) as part:
         if small:
             part.write_bytes(preview(figure))
-        else:
+        elif Path(path).suffix.lower() not in (".pdf", ".svg"):
             figure.savefig(part, dpi=dpi)
+        else:
+            images = {image: image.get_interpolation() for image in figure.findobj(AxesImage)}
+            try:
+                for image in images:
+                    image.set_interpolation("none")  # its own pixels, which the viewer scales
+                with matplotlib.rc_context(_VECTOR):
+                    figure.savefig(part, dpi=max(dpi, 300))
+            finally:
+                for image, interpolation in images.items():
+                    image.set_interpolation(interpolation)
     return Path(path)
 
 

@@ -5,15 +5,20 @@ Near points are near in the embedding; distances between far groups, and the axe
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
+from reidlib.errors import unknown_name
 from reidlib.plots.images import thumbnail
-from reidlib.plots.style import GREY, Figure, array, label_styles, styled
+from reidlib.plots.names import Named, camera_name, person_name
+from reidlib.plots.style import GREY, PAGE, Figure, array, fit_title, label_styles, shorten, styled, text_width
 
+_OF = {"person": ("pid", "people"), "camera": ("camid", "cameras")}  # attribute of a sample, and the plural
+_OTHER = ("#B5B5B5", "o")  # colour and marker of what has none of its own
 _SAME = 1e-5  # distance up to which features of length 1 differ by rounding only
 
 
@@ -71,89 +76,145 @@ def tsne_map(feats: Any, seed: int = 0, perplexity: float | None = None) -> Embe
         return Embedding(tsne.fit_transform(rows)[row_of], f"{note}, perplexity {perplexity:.3g}")
 
 
-def _plane(points: Any, title: str, side: float, pad: float, right: float = 0.0) -> tuple[Figure, Axes, np.ndarray]:
-    """An empty frame of at most `side` inches around points (N, 2), and the points in inches, `pad` from its edge."""
+class _Groups:
+    """Points by person or by camera: (N,) labels, the colour and marker of the most frequent, and their legend."""
+
+    def __init__(self, samples: Sequence[Any], by: str, count: int, dataset: Named | None) -> None:
+        if by not in _OF:
+            raise unknown_name("grouping", by, _OF)
+        self.by, self.dataset = by, dataset
+        self.labels = np.array([getattr(sample, _OF[by][0]) for sample in samples], np.int64)
+        self.nobody = (-1, 0) if by == "person" else ()
+        self.styles = label_styles(self.labels, count, self.nobody)
+
+    def handles(self) -> list[Line2D]:
+        """One a style, and one that says what is grey."""
+        name = person_name if self.by == "person" else camera_name
+        marks = [(name(label, self.dataset, f"{self.by} "), style) for label, style in self.styles.items()]
+        rest = set(self.labels.tolist()) - set(self.styles)
+        others = len(rest - set(self.nobody))
+        grey = [f"{others} other {_OF[self.by][1]}"] if others else []
+        grey += [person_name(pid) for pid in self.nobody if pid in rest]
+        marks += [(text, _OTHER) for text in grey]
+        line = {"linestyle": "", "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        return [
+            Line2D([], [], color=colour, marker=marker, label=shorten(text, 1.6, 8), **line)
+            for text, (colour, marker) in marks
+        ]
+
+    def scatter(self, axes: Axes, points: np.ndarray, size: float) -> None:
+        grey = ~np.isin(self.labels, list(self.styles))
+        x, y = points[grey].T
+        axes.scatter(x, y, s=size / 2, color=_OTHER[0], linewidths=0, zorder=0.9)
+        for label, (colour, marker) in self.styles.items():
+            x, y = points[self.labels == label].T
+            axes.scatter(x, y, s=size, color=colour, marker=marker, linewidths=0.4, edgecolors="white", zorder=2)
+
+
+def _plane(
+    points: Any, title: str, side: float, pad: float, handles: Sequence[Line2D]
+) -> tuple[Figure, Axes, np.ndarray]:
+    """A frame of at most `side` inches around points (N, 2), with a legend at its right, and the points in inches.
+
+    No point is closer to the edge than `pad` inches.
+    """
     points = array(points, np.float64)
     low, high = points.min(0), points.max(0)
     scale = (side - 2 * pad) / max((high - low).max(), 1e-12)  # one for both, as only distances mean something
     plane = ((high - low) * scale + 2 * pad).clip(0.6 * side, side)
+    rows = max(int(plane[1] / 0.2), 1)  # of the legend
+    columns = -(-len(handles) // rows)
+    right = columns * (0.4 + max(text_width(str(handle.get_label()), 8) for handle in handles))
     margin, top = 0.15, 0.4 if title else 0.15
-    width, height = plane[0] + 2 * margin + right, plane[1] + margin + top
+    needed = min(text_width(title, 8, "bold") + 2 * margin, PAGE)
+    width, height = max(plane[0] + 2 * margin + right, needed), plane[1] + margin + top
     figure = Figure(figsize=(width, height))
     box = (margin / width, margin / height, *(plane / (width, height)))
-    axes = figure.add_axes(box, xticks=[], yticks=[], title=title, autoscale_on=False)
+    axes = figure.add_axes(box, xticks=[], yticks=[], autoscale_on=False)
+    if title:
+        text, size = fit_title(title, width - 2 * margin)
+        axes.set_title(text, size=size)
     axes.set(xlim=(0, plane[0]), ylim=(0, plane[1]))
     axes.spines[:].set(visible=True, color="#CCCCCC")
+    outside = {"bbox_to_anchor": (1.01, 1.01), "borderaxespad": 0, "handletextpad": 0.2}
+    axes.legend(handles=handles, loc="upper left", ncols=columns, fontsize=8, columnspacing=0.8, **outside)
     return figure, axes, (points - (low + high) / 2) * scale + plane / 2
 
 
 @styled
 def tsne_figure(
-    points: Any, labels: Sequence[Any], *, title: str = "", name: str = "pid", count: int = 20, grey: Sequence[Any] = ()
+    points: Any,
+    samples: Sequence[Any],
+    *,
+    by: str = "person",
+    title: str = "",
+    count: int = 20,
+    dataset: Named | None = None,
 ) -> Figure:
-    """Points coloured by label.
+    """Points coloured by person or by camera.
 
     Args:
         points: (N, 2) float.
-        labels: (N,) identities or cameras. The `count` most frequent ones, 21 at most, differ in colour and marker; the
-            rest are grey dots.
+        samples: N, with `pid` and `camid`.
+        by: "person" or "camera". The `count` most frequent ones, 21 at most, differ in colour and marker; the rest,
+            distractors and junk are grey dots, and the legend says which.
         title: above the figure.
-        name: put before a label in the legend.
-        count: see `labels`.
-        grey: labels that are grey dots, such as distractors and junk, (-1, 0).
+        count: see `by`.
+        dataset: that the samples are of, which knows the names of people and cameras.
 
-    Returns:
-        The figure.
+    Raises:
+        ValueError: for another `by`.
     """
-    labels = array(labels)
-    styles = label_styles(labels, count, grey)
-    figure, axes, points = _plane(points, title, 5.0, 0.2, right=1.15)
-    size = np.clip(6000 / len(points), 8, 42)
-    for label, (colour, marker) in styles.items():
-        here = points[labels == label]
-        axes.scatter(
-            *here.T, s=size, color=colour, marker=marker, linewidths=0.4, edgecolors="white", label=f"{name} {label}"
-        )
-    if (rest := ~np.isin(labels, list(styles))).any():
-        axes.scatter(*points[rest].T, s=size / 2, color="#C9C9C9", linewidths=0, label="others", zorder=0.9)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.01), borderaxespad=0, handletextpad=0.2, fontsize=8)
+    groups = _Groups(samples, by, count, dataset)
+    figure, axes, points = _plane(points, title, 5.0, 0.2, groups.handles())
+    groups.scatter(axes, points, float(np.clip(6000 / len(points), 8, 42)))
     return figure
 
 
 @styled
 def tsne_images(
-    points: Any, paths: Sequence[str | Path], *, title: str = "", height: float = 0.56, seed: int = 0
+    points: Any,
+    samples: Sequence[Any],
+    *,
+    title: str = "",
+    height: float = 0.56,
+    seed: int = 0,
+    count: int = 20,
+    dataset: Named | None = None,
 ) -> Figure:
-    """The images themselves, at their points.
+    """The images themselves, at their points, framed and marked by person as in `tsne_figure`.
 
     An image whose position is taken moves aside by its own size at most, with a line to its point; if there is no room
-    its point stays a grey dot.
+    its point stays a mark.
 
     Args:
         points: (N, 2) float.
-        paths: (N,) image files.
+        samples: N, with `path`, `pid` and `camid`.
         title: above the figure.
         height: of an image, in inches.
         seed: of the order in which crowded images are placed.
-
-    Returns:
-        The figure.
+        count, dataset: as in `tsne_figure`.
     """
+    groups = _Groups(samples, "person", count, dataset)
     side, box = 7.6, np.array([height / 2, height])
-    edge = box / 2 + 0.04
-    figure, axes, points = _plane(points, title, side, edge[1])
+    edge = box / 2 + 0.06
+    figure, axes, points = _plane(points, title, side, edge[1], groups.handles())
     plane = np.array([axes.get_xlim()[1], axes.get_ylim()[1]])
-    axes.scatter(*points.T, s=5, color=GREY, linewidths=0, zorder=2)
+    groups.scatter(axes, points, 18)
     steps = np.array(sorted(product(np.linspace(-1.15, 1.15, 9), repeat=2), key=lambda step: np.hypot(*step))) * box
     centres = np.empty((0, 2))
     for i in np.random.default_rng(seed).permutation(len(points)):
         positions = points[i] + steps
         free = ((edge <= positions) & (positions <= plane - edge)).all(1)
-        free &= ~(np.abs(positions[:, None] - centres) < 1.1 * box).all(2).any(1)
+        free &= ~(np.abs(positions[:, None] - centres) < 1.15 * box).all(2).any(1)
         if free.any():
             x, y = positions[free.argmax()]
             centres = np.vstack([centres, (x, y)])
+            colour, marker = groups.styles.get(groups.labels[i], _OTHER)
             axes.plot(*zip(points[i], (x, y), strict=True), color=GREY, linewidth=0.5, zorder=1)
-            extent = (x - box[0] / 2, x + box[0] / 2, y - box[1] / 2, y + box[1] / 2)
-            axes.imshow(thumbnail(paths[i], (128, 64)), extent=extent, aspect="auto", zorder=3)
+            left, low = (x, y) - box / 2
+            extent = (left, left + box[0], low, low + box[1])
+            axes.imshow(thumbnail(samples[i].path, height / 2), extent=extent, aspect="auto", zorder=3)
+            axes.add_patch(Rectangle((left, low), *box, fill=False, edgecolor=colour, linewidth=1.8, zorder=4))
+            axes.plot(left, low + box[1], marker, color=colour, markersize=5.5, mec="white", mew=0.5, zorder=5)
     return figure

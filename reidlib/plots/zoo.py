@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from reidlib.plots.style import GREY, INK, Figure, array, label_styles, styled
+from reidlib.plots.style import GREY, INK, PAGE, Figure, array, label_styles, styled, text_width, titled_figure
 
 
 @styled
@@ -46,9 +46,8 @@ def cost_accuracy(
     if lengths in ({0}, set()) or len(lengths) > 1 or not costs:
         raise ValueError(f"scores, names, groups, costs and fronts are of one length above 0, got {sorted(lengths)}")
     styles = label_styles(groups)
-    figure = Figure(figsize=(5.6 * len(costs), 5.4), layout="constrained")
+    figure = titled_figure(title, PAGE / 2 * max(len(costs), 1.2), 5.2)
     FigureCanvasAgg(figure)
-    figure.suptitle(title or None, x=0.01, ha="left")
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     low, high = scores.min(), scores.max()
     for axes, (key, cost) in zip(panels, costs.items(), strict=True):
@@ -68,10 +67,12 @@ def cost_accuracy(
         axes.set(xlabel=key)
     panels[0].set_ylabel(label)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5 * len(costs)))
+    widest = max(text_width(label, 9) for label in labels) + 0.65
+    columns = min(len(labels), int(figure.get_figwidth() / widest))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     figure.draw_without_rendering()  # the layout must stand before labels are placed in it
     for axes, (key, cost) in zip(panels, costs.items(), strict=True):
-        _label(axes, cost, scores, {i: names[i] for i in np.flatnonzero(fronts[key])})
+        _label(axes, cost, scores, {i: names[i] for i in np.flatnonzero(fronts[key]).tolist()})
     return figure
 
 
@@ -82,7 +83,7 @@ def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: Mapping[int, str]) -
     high), in typographic points as all that is measured here.
     """
     unit = axes.figure.dpi / 72
-    frame = axes.get_window_extent().extents / unit
+    frame = np.asarray(axes.get_window_extent().extents) / unit
     points = axes.transData.transform(np.column_stack([x, y])) / unit
     taken = np.hstack([points - 5.5, points + 5.5])  # boxes of marks, then of labels too
     at: dict[tuple[float, float], list[str]] = {}
@@ -95,7 +96,7 @@ def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: Mapping[int, str]) -
         point = axes.transData.transform((px, py)) / unit
         note = axes.annotate("\n".join(alike), (px, py), (0, 0), textcoords="offset points", fontsize=7, va="center")
         note.set_in_layout(False)
-        size = np.array([note.get_window_extent(axes.figure.canvas.get_renderer()).width / unit + 4, 8.5 * len(alike)])
+        size = np.array([note.get_window_extent().width / unit + 4, 8.5 * len(alike)])
         places = np.array(list(product(np.arange(-size[0] - 4, 60, 8), np.arange(0, 120, 4))))
         low = point + places - (2, size[1] / 2)
         boxes = np.hstack([low, low + size])  # (places, 4)
@@ -116,4 +117,4 @@ def _label(axes: Axes, x: np.ndarray, y: np.ndarray, names: Mapping[int, str]) -
 
 
 def _inside(points: np.ndarray, box: np.ndarray) -> np.ndarray:
-    return ((box[..., :2] < points) & (points < box[..., 2:])).all(-1)
+    return np.all((box[..., :2] < points) & (points < box[..., 2:]), axis=-1)
