@@ -5,6 +5,7 @@ Nothing in the site asks another host for anything: furo brings its own styles, 
 """
 
 import sys
+from html import escape
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -33,7 +34,7 @@ suppress_warnings = ["myst.header"]  # README's pictures stand before its first 
 CONTENTS = {
     "Data": ["docs/data"],
     "Training": ["docs/training", "docs/distributed", "docs/your_idea", "docs/pretraining", "docs/memory"],
-    "Running": ["docs/batch", "docs/search", "docs/run_folders", "docs/platforms"],
+    "Running": ["docs/batch", "docs/parameters", "docs/search", "docs/run_folders", "docs/platforms"],
     "Results": ["docs/metrics", "docs/evaluator", "benchmarks/README"],
     "Models": ["docs/zoo", "Every published result </MODEL_ZOO>"],
     "Help": ["docs/faq", "docs/cite", "docs/SECURITY", "CONTRIBUTING", "CHANGELOG"],
@@ -50,6 +51,21 @@ def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
     elif name == "benchmarks/README":
         listed = "\n".join(sorted(path.stem for path in ROOT.glob("benchmarks/*.md") if path.stem != "README"))
         source[0] += f"\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
+    elif name == "docs/parameters":
+        source[0] += parameter_tables()
+
+
+def parameter_tables() -> str:
+    """A table of each notebook's parameters, those that it takes through `settings` last."""
+    from reidlib.training.settings import type_name
+    from reidlib.workbook import batch
+
+    text = ""
+    for name in batch.list_notebooks():
+        text += f"\n## {name}\n\n| parameter | type | default | |\n|---|---|---|---|\n"
+        for key, (kind, default, words, _) in batch.parameters(name).items():
+            text += f"| `{key}` | {type_name(kind)} | `{default!r}` | {escape(words).replace('|', '&#124;')} |\n"
+    return text
 
 
 def setup(app: Sphinx) -> None:

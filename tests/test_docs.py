@@ -415,6 +415,9 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Pa
     for package in ("reidlib", "reidlib.evaluation", "reidlib.training", "reidlib.plots"):
         for name in importlib.import_module(package).__all__:
             assert f"{package}.{name}" in api, f"{package}.{name} is not on the API page"
+    table = (site / "docs" / "parameters.html").read_text()
+    for name in ("num_processes", "triplet_weight", "perplexity"):  # of a first cell, of settings, of another notebook
+        assert f">{name}</span>" in table, f"{name} is not on the page of parameters"
     browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     if browser:
         asked = requests_of(browser, [site / "README.html", site / "docs" / "api.html"])
