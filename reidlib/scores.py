@@ -5,6 +5,7 @@ Scores are fractions from 0 to 1 wherever they are computed or stored; only what
 
 RETRIEVAL = ("rank1", "rank5", "rank10", "mAP", "mINP")
 CLASSIFICATION = ("top1", "top5")
+SCORES = RETRIEVAL + CLASSIFICATION
 HEADLINE = ("mAP", "rank1", *CLASSIFICATION)  # what a line or a figure shows where there is no room for all
 
 NAMES = {

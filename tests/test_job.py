@@ -181,14 +181,16 @@ def test_text_of_another_type_is_refused(text: str, kind: type, words: str) -> N
         read_text("p", text, kind)
 
 
-def test_what_may_change_on_resume_stands_in_params_json(tiny) -> None:
+def test_what_may_change_on_resume_stands_in_params_json(tiny, capsys) -> None:
     def stop(history: list) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Job.from_params(QUICK | {"run": "r", "epochs": 3}).train(on_epoch=stop)
+        Job.from_params(QUICK | {"run": "r", "epochs": 3}).train(on_epoch=stop, progress=True)
+    assert "epoch 1 of 3" in capsys.readouterr().err
     more = {"workers": 1, "settings": {"eval_every": 1, "patience": 9, "keep_every": 1}}
     history = Job.from_params(QUICK | {"run": "r", "epochs": 3} | more).train()
+    assert capsys.readouterr().err == ""
     assert ["mAP" in row for row in history] == [True, False, True, True]
     run = reidlib.Run.open("r")
     assert {name: run.params[name] for name in ("workers", "eval_every", "patience", "keep_every")} == {
@@ -197,3 +199,36 @@ def test_what_may_change_on_resume_stands_in_params_json(tiny) -> None:
     with pytest.raises(ValueError, match=r"lr 0\.003 → 0\.1"):
         Job.from_params(QUICK | {"run": "r", "epochs": 3, "lr": 0.1}).train()
     assert run.params["lr"] == 0.003  # what was refused is not written down
+
+
+def test_a_run_without_a_name_counts_on_where_a_setting_has_changed(tiny) -> None:
+    first = Job.from_params(QUICK)
+    assert first.name == "osnet_x0_25-synthetic-tiny"
+    first.train()
+    other = Job.from_params(QUICK | {"lr": 0.01})
+    assert other.name == "osnet_x0_25-synthetic-tiny-2"
+    other.train()
+    assert (other.name, other.run.params["run"]) == ("osnet_x0_25-synthetic-tiny-2",) * 2  # as long as the job lives
+    for params, name in (
+        (QUICK, first.name),
+        (QUICK | {"workers": 2, "settings": {"keep_every": 1, "patience": 3}}, first.name),  # what may change
+        (QUICK | {"resume": "restart"}, first.name),  # replaces a run only by one with the same settings
+        (QUICK | {"lr": 0.01}, other.name),
+        (QUICK | {"init": first.name}, "osnet_x0_25-synthetic-tiny-3"),
+        (QUICK | {"settings": {"combineall": True}}, "osnet_x0_25-synthetic-tiny-3"),
+        (QUICK | {"lr": 0.01, "run": "mine"}, "mine"),
+    ):
+        assert Job.from_params(params).name == name
+    assert Job.from_params(QUICK | {"lr": 0.02}).differences(other.run.params) == {"lr": (0.01, 0.02)}
+    old = {name: value for name, value in other.run.params.items() if name not in ("ema", "plugin_files", "tested_on")}
+    assert Job.from_params(QUICK | {"lr": 0.01}).differences(old) == {}  # a run that is older than these settings
+
+
+def test_a_default_name_passes_by_what_is_no_run_or_damaged() -> None:
+    folder = reidlib.Run.folder("osnet_x0_25-synthetic-tiny")
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").touch()
+    run = reidlib.Run.create("osnet_x0_25-synthetic-tiny-2", Job.from_params(QUICK).params).begin()
+    assert Job.from_params(QUICK).name == "osnet_x0_25-synthetic-tiny-2"
+    (run.path / "params.json").write_text("{")
+    assert Job.from_params(QUICK).name == "osnet_x0_25-synthetic-tiny-3"

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from reidlib.training.distributed import rank_and_world, stop_with_parent
 from reidlib.training.job import Job
+from reidlib.training.record import History
 
 
 def read_job(path: Path) -> Job:
@@ -51,6 +52,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def print_epoch(history: History) -> None:
+    """Print the last line of metrics.jsonl."""
+    print(json.dumps(history[-1]), flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns 0 when all went well, 1 if training failed, 2 for a wrong call."""
     parser = argparse.ArgumentParser(prog="python -m reidlib.training", description=__doc__.split("\n")[0])
@@ -65,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if rank_and_world()[0] == 0:
             print(job.batch_line(), flush=True)
-        record(job.train)(on_epoch=lambda history: print(json.dumps(history[-1]), flush=True))
+        record(job.train)(on_epoch=print_epoch, progress=sys.stderr.isatty())
     except Exception as error:
         if not isinstance(error, ValueError | OSError | FloatingPointError):
             traceback.print_exc()

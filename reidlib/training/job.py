@@ -4,9 +4,11 @@ The notebooks, `python -m reidlib.training`, child processes and searches all tr
 types of all parameters are checked there, before anything is read or written.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +39,28 @@ _RESULTS = {"overridden", "input_size", "plugin_files"}  # what params.json says
 class Plan:
     """What is trained, on what, into which folder: the parameters that are neither the recipe's nor the set-up's."""
 
-    run: str = setting("", "name of the run folder; empty: <model>-<dataset>")
+    run: str = setting(
+        "", "name of the run folder; empty: <model>-<dataset>, with -2, -3, ... for other settings", may_change=True
+    )
     task: str = setting(TRAIN, "what is learned: people, or the classes of images", choices=(TRAIN, PRETRAIN))
-    recipe: str = setting("", "published settings by name; empty: those that the model was published with")
+    recipe: str = setting(
+        "", "published settings by name; empty: those that the model was published with", may_change=True
+    )
     model: str = setting("osnet_x0_25", "any of reidlib.list_models(), timm/<name>, or one of your plug-ins")
     init: str = setting("", "weights to begin with: imagenet, a run such as runs/pretrained, or a file; empty: random")
     dataset: str = setting("synthetic-small", "any of reidlib.list_datasets(), or one of your plug-ins")
     combineall: bool = setting(False, "train on query and gallery too; name another dataset in tested_on then")
     tested_on: str = setting("", "dataset whose query and gallery choose the best epoch; empty: its own")
-    scaled: int | None = setting(None, "scales epochs, warm-up, milestones and batch size to so many epochs", least=1)
-    skip_check: bool = setting(False, "train even if the check of the dataset says stop")
-    resume: str = setting("auto", "auto resumes the run, restart replaces it, never refuses it", choices=RESUME)
-    plugins: str = setting("", "Python files with your own networks, losses, augmentations, datasets or recipes")
+    scaled: int | None = setting(
+        None, "scales epochs, warm-up, milestones and batch size to so many epochs", least=1, may_change=True
+    )
+    skip_check: bool = setting(False, "train even if the check of the dataset says stop", may_change=True)
+    resume: str = setting(
+        "auto", "auto resumes the run, restart replaces it, never refuses it", choices=RESUME, may_change=True
+    )
+    plugins: str = setting(
+        "", "Python files with your own networks, losses, augmentations, datasets or recipes", may_change=True
+    )
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -125,11 +137,49 @@ class Job:
         """(height, width) of images as the recipe says; None: as the model was published."""
         return (self.recipe.height, self.recipe.width) if self.recipe.height else None
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The run's name or path."""
+        """The run's name or path.
+
+        Where `run` is empty: the latest of <model>-<dataset>, <model>-<dataset>-2, ... that can be resumed with these
+        settings, else the first that is free.
+        """
+        if self.plan.run:
+            return self.plan.run
         ending = "-pretrained" * (self.plan.task == PRETRAIN)
-        return self.plan.run or f"{slug(self.plan.model)}-{slug(self.plan.dataset)}{ending}"
+        first = f"{slug(self.plan.model)}-{slug(self.plan.dataset)}{ending}"
+        names = (first if number == 1 else f"{first}-{number}" for number in count(1))
+        taken = list(takewhile(lambda name: RunFolder.folder(name).exists(), names))
+        same = (name for name in reversed(taken) if self._resumes(RunFolder(RunFolder.folder(name))))
+        return next(same, f"{first}-{len(taken) + 1}" if taken else first)
+
+    def _resumes(self, run: RunFolder) -> bool:
+        """Whether `run` was begun with the settings of this job, or has not got as far as to write any."""
+        try:
+            return run.is_run and not self.differences(run.params)
+        except (OSError, ValueError):  # a damaged folder is not resumed unless it is named
+            return False
+
+    def differences(self, params: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """The settings that keep a run from being resumed by this job.
+
+        Args:
+            params: The run's params.json; empty if it has none yet.
+
+        Returns:
+            The run's value and this job's by name, for each setting in which they differ.
+        """
+        if not params:
+            return {}
+        own = asdict(self.plan) | asdict(self.recipe) | asdict(self.setup) | {"plugin_files": self._plugin_files}
+        fixed = {name: default_of(f) for name, f in SETTINGS.items() if not f.metadata["may_change"]}
+        before = fixed | {"plugin_files": {}} | params  # a setting that is newer than the run had its default
+        pairs = {name: (_as_json(before[name]), _as_json(own[name])) for name in (*fixed, "plugin_files")}
+        return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+    @property
+    def _plugin_files(self) -> dict[str, str]:
+        return {Path(path).name: digest for path, digest in self._plugins.items()}
 
     @cached_property
     def data(self) -> Any:
@@ -164,18 +214,19 @@ class Job:
     def params(self) -> dict[str, Any]:
         """All parameters as resolved, as params.json holds them; `from_params` gives the same job from them."""
         resolved = {"run": self.name, "recipe": self.recipe_name}
-        found = {"overridden": self.overridden, "plugin_files": {Path(p).name: h for p, h in self._plugins.items()}}
+        found = {"overridden": self.overridden, "plugin_files": self._plugin_files}
         return asdict(self.plan) | asdict(self.recipe) | asdict(self.setup) | resolved | found
 
     def batch_line(self) -> str:
         """What one step of the optimizer sees, in one line."""
         return batch_line(self.recipe, self.setup, max(rank_and_world()[1], self.setup.num_processes))
 
-    def train(self, on_epoch: OnEpoch | None = None) -> History:
+    def train(self, on_epoch: OnEpoch | None = None, *, progress: bool = False) -> History:
         """Train into the run folder; the model ends with the best weights, and result.json holds their scores.
 
         Args:
             on_epoch: Called with the history after each epoch.
+            progress: Show a bar within each epoch; not where several processes train.
 
         Returns:
             One dict per epoch, as in metrics.jsonl.
@@ -203,7 +254,7 @@ class Job:
             history = run_processes(self.params, model, run, self.setup.num_processes, after_epoch)
         else:
             task = pretrain if self.plan.task == PRETRAIN else fit
-            history = task(model, self.data, run, self.recipe, self.setup, on_epoch=after_epoch)
+            history = task(model, self.data, run, self.recipe, self.setup, on_epoch=after_epoch, progress=progress)
         if rank_and_world()[0] == 0:
             best, first = best_row(history, self.score), history[0]
             scores = {name: value for name, value in best.items() if name in first and name not in _NO_SCORES}
@@ -220,6 +271,10 @@ class Job:
 _NO_SCORES = {"epoch", "eval_seconds"}
 SETTINGS = {f.name: f for kind in (Plan, Recipe, Setup) for f in fields(kind)}
 """Every parameter of a training by its name: the dataclass field with type, default, help and limits."""
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def describe_settings(declared: Mapping[str, Any] = {}) -> dict[str, tuple[str, Any, str]]:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from reidlib.data.loaders import Batch, loader_errors
 from reidlib.data.transforms import Augmentation, build_augmentation
-from reidlib.run_folder import RunFolder
+from reidlib.run_folder import RunFolder, check_formats
 from reidlib.seeds import seeded, torch_generator_for
 from reidlib.training import distributed, record
 from reidlib.training.diagnose import Diagnosis, TrainingBatch, note_nondeterministic
@@ -52,20 +52,29 @@ class Setup:
         ValueError: On building, for a value that makes no sense, naming it.
     """
 
-    workers: int = setting(0, "loader processes, for datasets too large to be kept in memory")
-    cpu: bool = setting(False, "stay on the CPU even if there is a GPU")
-    num_processes: int = setting(1, "processes on this computer, each with a GPU and a batch of its own", least=1)
+    workers: int = setting(0, "loader processes, for datasets too large to be kept in memory", may_change=True)
+    cpu: bool = setting(False, "stay on the CPU even if there is a GPU", may_change=True)
+    num_processes: int = setting(
+        1, "processes on this computer, each with a GPU and a batch of its own", least=1, may_change=True
+    )
     scale_lr: bool = setting(False, "multiply the learning rate by the number of processes")
     sync_bn: bool = setting(False, "batch norms over the batches of all processes; on GPUs")
-    bfloat16: bool | None = setting(None, "compute in bfloat16, losses in float32; None: on GPUs that can")
-    compile: bool = setting(False, "torch.compile: a slow first step, then faster ones")
-    keep_every: int = setting(0, "epochs between checkpoints kept beside the last and the best; 0: none")
-    trackers: str = setting(
-        "", "comma-separated: tensorboard, wandb, mlflow, trackio, comet_ml …, as accelerate has them"
+    bfloat16: bool | None = setting(
+        None, "compute in bfloat16, losses in float32; None: on GPUs that can", may_change=True
     )
+    compile: bool = setting(False, "torch.compile: a slow first step, then faster ones", may_change=True)
+    keep_every: int = setting(
+        0, "epochs between checkpoints kept beside the last and the best; 0: none", may_change=True
+    )
+    trackers: str = setting(
+        "", "comma-separated: tensorboard, wandb, mlflow, trackio, comet_ml …, as accelerate has them", may_change=True
+    )
+
+    formats: tuple[str, ...] = setting(("png",), "formats of saved figures: png, jpg, pdf, svg", may_change=True)
 
     def __post_init__(self) -> None:
         check_limits(self)
+        check_formats(self.formats)
 
 
 def begin(setup: Setup) -> Any:
@@ -132,7 +141,7 @@ def train(
         about: For model.json.
         augment: What is done to a batch on the device; by default `recipe.augment` alone.
         on_epoch: `on_epoch(history)` is called after each epoch, on the first process.
-        progress: Show a bar within each epoch, with images per second and the time left.
+        progress: Show a bar of the epoch that is being trained, with images per second and the time left.
 
     Returns:
         One dict per epoch, as in metrics.jsonl; epoch 0 is the untrained network, with its scores alone.
@@ -193,7 +202,7 @@ def train(
             progress=progress and main,
         )
         state = record.training_state(run, history, finished=finished) if main else nullcontext()
-        with state, loader_errors():
+        with state, loader_errors(), closing(trainer):
             if not history:
                 history.append({"epoch": 0, **_timed(evaluate, evaluated)})
             with closing(_recorder(run, history, setup, accelerator, stamp)) if main else nullcontext() as recorder:
@@ -288,6 +297,7 @@ class Trainer:
     average: AveragedWeights | None
     run: RunFolder
     progress: bool = False
+    bar: Any = None  # one for all epochs, so that a notebook shows one
 
     def __post_init__(self) -> None:
         self.device: torch.device = self.accelerator.device
@@ -406,8 +416,16 @@ class Trainer:
         from tqdm.auto import tqdm
 
         total = len(self.loader) * self.recipe.people * self.recipe.images * self.world
-        with tqdm(total=total, desc=f"epoch {epoch} of {self.recipe.epochs}", unit=" images", leave=False) as bar:
-            yield bar.update
+        self.bar = self.bar or tqdm(total=total, unit=" images", leave=False)
+        self.bar.reset(total)
+        self.bar.set_description(f"epoch {epoch} of {self.recipe.epochs}")
+        yield self.bar.update
+        self.bar.clear()  # room for what is printed between two epochs
+
+    def close(self) -> None:
+        """Remove the progress bar."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _copy_to_cpu(value: Tensor) -> Callable[[], float]:

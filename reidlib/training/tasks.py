@@ -34,6 +34,7 @@ def fit(
     setup: Setup = _DEFAULT,
     *,
     on_epoch: OnEpoch | None = None,
+    progress: bool = False,
 ) -> History:
     """Train `model` on `dataset` by `recipe` into the folder of `run`; the model ends with the best weights.
 
@@ -95,6 +96,7 @@ def fit(
             "interpolation": recipe.interpolation,
         },
         on_epoch=on_epoch,
+        progress=progress,
     )
 
 
@@ -106,6 +108,7 @@ def pretrain(
     setup: Setup = _DEFAULT,
     *,
     on_epoch: OnEpoch | None = None,
+    progress: bool = False,
 ) -> History:
     """Train `model` on the classes of `dataset` by `recipe` into the folder of `run`; it ends with the best weights.
 
@@ -155,6 +158,7 @@ def pretrain(
         },
         augment=augment,
         on_epoch=on_epoch,
+        progress=progress,
     )
 
 
