@@ -575,11 +575,34 @@ def test_save_and_preview(samples, tmp_path):
     with Image.open(plots.save(figure, tmp_path / "figures" / "a.png", dpi=50)) as image:
         assert image.size == tuple((figure.get_size_inches() * 50).astype(int))
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["a.png"]
-    shown = figure._repr_mimebundle_()
-    assert list(shown) == ["image/png"]
-    assert len(shown["image/png"]) <= 300_000
-    assert Image.open(BytesIO(shown["image/png"])).width >= int(60 * figure.get_figwidth())
-    assert plots.save(figure, tmp_path / "b.png", small=True).read_bytes() == shown["image/png"]
+    shown, about = figure._repr_mimebundle_()
+    assert list(shown) == ["image/jpeg", "text/plain"]  # images: as a JPEG, in all colours
+    assert about == {
+        "image/jpeg": {"width": round(100 * figure.get_figwidth()), "height": round(100 * figure.get_figheight())}
+    }
+    assert len(shown["image/jpeg"]) <= 250_000
+    with Image.open(BytesIO(shown["image/jpeg"])) as image:
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        assert image.width >= int(100 * figure.get_figwidth())
+    assert plots.save(figure, tmp_path / "b.jpg", small=True).read_bytes() == shown["image/jpeg"]
+
+
+def test_lines_are_shown_sharp_and_said_in_words():
+    history = [{"epoch": e, "loss": 5 / e, "triplet": 1 / e, "mAP": e / 9} for e in range(1, 4)]
+    shown, _ = (figure := plots.training_curves(history, "osnet on market1501"))._repr_mimebundle_()
+    assert Image.open(BytesIO(shown["image/png"])).width == pytest.approx(200 * figure.get_figwidth(), abs=1)
+    words = shown["text/plain"]
+    assert words.startswith("osnet on market1501. loss, over epoch, shown: loss, triplet. retrieval (%)")
+
+
+def test_every_kind_of_figure_says_what_it_shows(samples):
+    words = {name: draw(samples)._repr_mimebundle_()[0]["text/plain"] for name, draw in FIGURES.items()}
+    assert all(text and "figure without" not in text for text in words.values()), words
+    assert words["cam_figure"] == "why. 10 images"
+    assert (
+        words["cmc_curves"]
+        == "t. queries with a match by then (%) over rank, shown: a: Rank-1 50.0 %, b: Rank-1 10.0 %"
+    )
 
 
 def test_vector_formats_keep_text_as_text_and_images_sharp(samples, tmp_path):
@@ -639,12 +662,13 @@ def test_a_figure_warns_of_nothing_and_leaves_nothing_open(name, samples):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             figure = FIGURES[name](samples)
-            shown = figure._repr_mimebundle_()["image/png"]
+            kind, shown = next(iter(figure._repr_mimebundle_()[0].items()))
         assert dict(matplotlib.rcParams.copy()) == before
     finally:
         matplotlib.rcParams["font.size"] = 10
     assert pyplot.get_fignums() == []
-    assert Image.open(BytesIO(shown)).width == pytest.approx(100 * figure.get_figwidth(), abs=1)
+    assert kind in ("image/png", "image/jpeg")
+    assert Image.open(BytesIO(shown)).width == pytest.approx(200 * figure.get_figwidth(), abs=1)
     assert max(text.get_size() for text in figure.findobj(Text)) < 13  # the user's setting did not leak in
     drawn = weakref.ref(figure)
     figure = FIGURES[name](samples)  # seaborn may keep the last one

@@ -17,7 +17,8 @@ import matplotlib.figure
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.font_manager import FontProperties
-from matplotlib.image import AxesImage
+from matplotlib.image import AxesImage, _ImageBase
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
@@ -26,6 +27,7 @@ from reidlib.files import whole_file
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 LINES = ("-", "--", "-.", ":")
 INK, GREY, PALE = "#222222", "#767676", "#F1F1F1"
+_SHOWN_DPI = 100  # size of a figure on a page: an inch is so many of its pixels
 # Frame colour, line style and symbol of an image: right, wrong, and neither (junk, which no protocol counts). Dark blue
 # and light orange, unlike green and red, differ in lightness: in greyscale and with deuteranopia too.
 VERDICTS: dict[Any, tuple[str, Any, str]] = {
@@ -67,10 +69,12 @@ _CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang 
 
 
 class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure that any Jupyter front end shows as one small PNG, whether pyplot is loaded or not."""
+    """A matplotlib figure that any Jupyter front end shows as one small image, whether pyplot is loaded or not."""
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, bytes]:
-        return {"image/png": preview(self)}
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        kind, image = preview(self)
+        width, height = (round(_SHOWN_DPI * inches) for inches in self.get_size_inches())
+        return {kind: image, "text/plain": describe(self)}, {kind: {"width": width, "height": height}}
 
 
 @cache
@@ -132,26 +136,47 @@ def titled_figure(title: str, width: float, height: float) -> Figure:
     return figure
 
 
-def preview(figure: matplotlib.figure.Figure, limit: int = 300_000) -> bytes:
-    """Encode a figure as a small PNG.
+def preview(figure: matplotlib.figure.Figure, limit: int = 250_000) -> tuple[str, bytes]:
+    """Encode a figure as it is shown in a notebook, with two dots a pixel of the page.
 
     Args:
         figure: the figure.
-        limit: size to aim at, in bytes. A larger PNG is reduced to 256 colours, then to fewer dots.
+        limit: size to aim at, in bytes.
 
     Returns:
-        The PNG at 100 dpi, or 60 dpi at least.
+        The MIME type and the file: a PNG of 200 dpi if that is small enough, as it is for lines and text; else a JPEG
+        of 200, 140 or 100 dpi.
     """
-    for dpi in (100, 90, 80, 70, 60):
-        png = BytesIO()
-        figure.savefig(png, format="png", dpi=dpi)
-        if png.tell() > limit:
-            full, png = Image.open(png, formats=["PNG"]).convert("RGB"), BytesIO()
-            palette = full.quantize(256, method=Image.Quantize.FASTOCTREE)  # keeps rare colours
-            full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(png, "PNG", optimize=True)
-        if png.tell() <= limit:
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=2 * _SHOWN_DPI)
+    if drawn.tell() <= limit:
+        return "image/png", drawn.getvalue()
+    full = Image.open(drawn, formats=["PNG"]).convert("RGB")
+    for scale, quality in ((1, 88), (1, 80), (0.7, 85), (0.7, 75), (0.5, 85), (0.5, 70)):
+        image, size = BytesIO(), tuple(round(scale * length) for length in full.size)
+        full.resize(size, Image.Resampling.LANCZOS).save(image, "JPEG", quality=quality, optimize=True)
+        if image.tell() <= limit:
             break
-    return png.getvalue()
+    return "image/jpeg", image.getvalue()
+
+
+def describe(figure: matplotlib.figure.Figure) -> str:
+    """What a figure shows, in words, from its own titles, labels and legends: its alternative text."""
+    words = [figure.get_suptitle()]
+    for axes in figure.axes:
+        if hasattr(axes, "_colorbar"):
+            continue
+        labels = dict.fromkeys(label for label in axes.get_legend_handles_labels()[1] if label[0] != "_")
+        over = axes.get_ylabel() + (f" over {axes.get_xlabel()}" if axes.get_xlabel() else "")
+        parts = [axes.get_title(loc="left"), over, f"shown: {', '.join(labels)}" if labels else ""]
+        words.append(", ".join(" ".join(part.split()) for part in parts if part))
+    if not any(words):  # sheets of images draw their title as a text, the largest
+        texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+        words = [max(texts, key=lambda text: text.get_size()).get_text()] if texts else []
+    if images := sum(isinstance(artist, _ImageBase) for artist in figure.findobj()):
+        words.append(f"{images} image{'s' * (images > 1)}")
+    text = ". ".join(" ".join(part.split()) for part in dict.fromkeys(words) if part) or "figure without a title"
+    return text if len(text) <= 600 else text[:599] + "…"
 
 
 def save(figure: matplotlib.figure.Figure, path: str | Path, *, dpi: int = 150, small: bool = False) -> Path:
@@ -171,7 +196,7 @@ def save(figure: matplotlib.figure.Figure, path: str | Path, *, dpi: int = 150, 
     """
     with whole_file(path) as part:
         if small:
-            part.write_bytes(preview(figure))
+            part.write_bytes(preview(figure)[1])
         elif Path(path).suffix.lower() not in (".pdf", ".svg"):
             figure.savefig(part, dpi=dpi)
         else:
