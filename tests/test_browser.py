@@ -1,5 +1,6 @@
 """JupyterLab in a real browser: open a notebook, run all its cells, see its figures and its slider."""
 
+import base64
 import json
 import os
 import shutil
@@ -11,8 +12,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from test_run_table import a_run
 
+from reidlib import plots
+from reidlib.plots.style import preview
+from reidlib.workbook.pages import write_pages
+from reidlib.workbook.run_table import write_index
 from reidlib.workbook.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +128,7 @@ def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
     train.write_text(text)
     page, cells = run_all(browser, url, folder, "train")
     assert shows_image(page)
-    assert "epoch   1/1" in json.dumps([cell["outputs"] for cell in cells])
+    assert "epoch 1/1" in json.dumps([cell["outputs"] for cell in cells])
     page.close()
     (run,) = (folder / "runs").iterdir()
     assert (run / "model.safetensors").is_file()
@@ -203,3 +210,74 @@ def test_the_zoo_is_searched_sorted_and_filtered(lab: tuple[str, Path], browser,
     assert card.count() == 0
     page.locator(".jp-OutputArea:has(h3:text-is('vit_transreid'))").last.screenshot(path=tmp_path / "card.png")
     page.close()
+
+
+def a_notebook(*cells: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    parameters = nbformat.v4.new_code_cell('run: str = ""  # run folder\nepochs: int = 3  # passes')
+    parameters.metadata["tags"] = ["parameters"]
+    about = {"papermill": {"parameters": {"run": "r", "epochs": 9}, "duration": 90.0}}
+    return nbformat.v4.new_notebook(cells=[parameters, *cells], metadata=about)
+
+
+def test_the_index_of_runs_is_sorted_searched_and_followed_from_the_disk(browser, tmp_path: Path) -> None:
+    """With the network off, wide and narrow: index.html, a page of a run, and one of a notebook that failed."""
+    heading, figure = nbformat.v4.new_markdown_cell("## The curves"), nbformat.v4.new_code_cell("figure")
+    kind, image = preview(plots.cmc_curves({"a": [0.5, 1]}))
+    data = {kind: base64.b64encode(image).decode(), "text/plain": "CMC of a"}
+    figure.outputs = [nbformat.v4.new_output("execute_result", data, metadata={kind: {"width": 680, "height": 340}})]
+    wrong = nbformat.v4.new_code_cell("1 / 0  # " + "a long line " * 20)
+    wrong.outputs = [
+        nbformat.v4.new_output("error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])
+    ]
+    filler = [nbformat.v4.new_markdown_cell("words " * 400) for _ in range(6)]
+    for name, mAP in (("rates/lr=0.1,seed=0", 0.2), ("it's <best>", 0.9), ("third", 0.095)):
+        run = a_run(name)
+        run.add_result("market1501", {"mAP": mAP})
+        (run.path / "notebooks").mkdir()
+        nbformat.write(a_notebook(heading, figure), run.path / "notebooks" / "train.ipynb")
+        if name == "third":
+            nbformat.write(a_notebook(*filler, heading, wrong), run.path / "notebooks" / "test-msmt17.failed.ipynb")
+        write_pages(run)
+    index = write_index()
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto(index.as_uri())
+    names = page.locator("#runs tbody tr:not([hidden]) td.run")
+    assert names.count() == 3
+    page.click("th button:text-is('mAP')")
+    assert names.all_text_contents() == ["it's <best>", "rates/lr=0.1,seed=0", "third"]
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+    page.click("th button:text-is('mAP')")
+    assert names.all_text_contents() == ["third", "rates/lr=0.1,seed=0", "it's <best>"]
+    page.fill("#search", "MARKET1501 lr=0.1")
+    assert names.all_text_contents() == ["rates/lr=0.1,seed=0"]
+    assert page.text_content("#shown") == "1 of 3 runs"
+    page.fill("#search", "best")
+    page.click("#runs tr:not([hidden]) a:text-is('train')")
+    page.wait_for_url("**/train.html")
+    assert page.title() == "it's <best> · train"
+    assert page.locator("img").get_attribute("alt") == "CMC of a"
+    assert page.locator("img").evaluate("image => [image.complete, image.width, image.naturalWidth > 1000]") == [
+        True,
+        680,
+        True,
+    ]
+    assert not page.locator("details.code pre").first.is_visible()
+    page.click("nav a:text-is('All runs')")
+    page.wait_for_url("**/index.html")
+    page.click("#runs a:text-is('test · msmt17 (failed)')")
+    page.wait_for_url("**/test-msmt17.failed.html#error")
+    assert page.locator("#error pre").is_visible()
+    assert 0 <= page.locator("#error").bounding_box()["y"] < 800  # opened there, below pages of words
+    page.click("nav a:text-is('train')")
+    page.wait_for_url("**/third/notebooks/train.html")
+    narrow = browser.new_page(viewport={"width": 400, "height": 800})
+    for path in (index, *(index.parent / "third" / "notebooks").glob("*.html")):
+        for view in (page, narrow):
+            view.goto(path.as_uri())
+            view.screenshot(path=tmp_path / f"{path.stem}-{view.viewport_size['width']}.png")
+            assert view.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+    assert all(url.startswith(("file:", "data:")) for url in requested)
+    page.close()
+    narrow.close()

@@ -281,7 +281,7 @@ def test_results_of_a_read_only_run_go_where_the_user_says(
     mine.add_result("x", {"mAP": 0.5})
     mine.add_result("y", {"mAP": 0.25})
     assert mine.read_json("result.json")["results"] == {"x": {"mAP": 0.5}, "y": {"mAP": 0.25}}
-    assert {p.name for p in (tmp_path / "mine").iterdir()} == {"features", "result.json"}
+    assert {p.name for p in (tmp_path / "mine").iterdir()} == {"features", "result.json", "results.tex", "results.md"}
     assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
 
 
@@ -308,3 +308,34 @@ def test_features_are_kept_apart_by_the_size_and_the_interpolation(tiny) -> None
     for other in ({"size": (128, 64)}, {"interpolation": "bilinear"}):
         with pytest.raises(ValueError, match=r"go with `weights`: the run .* takes 64 × 32 pixels \(bicubic\)"):
             Run.open(run.name, **other)
+
+
+def test_results_are_also_tables_for_papers() -> None:
+    run = Run.create("res", {})
+    run.add_result("market1501", {"rank1": 0.7188, "mAP": 0.56, "metric": "cosine", "untrained": {"mAP": 0.1}})
+    run.add_result("my_own|data", {"mAP": 1.0})
+    assert (run.path / "results.md").read_text().splitlines() == [
+        "| dataset | Rank-1 | mAP |",
+        "| --- | --- | --- |",
+        "| market1501 | 71.9 | 56.0 |",
+        r"| my_own\|data |  | 100.0 |",
+    ]
+    latex = (run.path / "results.tex").read_text()
+    assert r"market1501 & 71.9 & 56.0 \\" in latex
+    assert r"my\_own|data &  & 100.0 \\" in latex
+
+
+def test_figures_are_saved_in_the_formats_that_are_asked_for() -> None:
+    from reidlib import plots
+
+    model = reidlib.create_model("osnet_x0_25", num_classes=3, input_size=(64, 32))
+    record.save_model(Run.create("f", {}), model, trained_on="x", epoch=1)
+    run = Run.open("f", formats=["pdf", "svg"])
+    assert run.save_figure(plots.cmc_curves({"a": [0.5, 1]}), "cmc").name == "cmc.pdf"
+    assert {path.name for path in (run.path / "figures").iterdir()} == {"cmc.pdf", "cmc.svg"}
+    with pytest.raises(ValueError, match="unknown format of figures 'pgn': did you mean 'png'"):
+        Run.open("f", formats=["pgn"])
+    with pytest.raises(ValueError, match="formats is empty"):
+        Run.open("f", formats=[])
+    with pytest.raises(ValueError, match="unknown format of figures 'pgn'"):
+        reidlib.training.Job.from_params({"settings": {"formats": ["pgn"]}})

@@ -65,7 +65,7 @@ def test_every_combination_is_a_run_folder(ran: list) -> None:
     assert Run(folder.path / "lr=0.02,seed=1").params["lr"] == 0.02
     assert Run(folder.path / "lr=0.02,seed=1").params["epochs"] == 2
     assert {p.name for p in folder.path.iterdir() if p.is_file()} == {
-        "search.json", "table.csv", "result.json", ".lock",
+        "search.json", "table.csv", "result.json", "results.tex", "results.md", ".lock",
     }  # fmt: skip
     assert {p.name for p in (folder.path / "figures").iterdir()} == {"toy.png", "other.png"}
 
@@ -85,7 +85,7 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
         "dataset": "toy",
         "weights before": "random",
         "seeds": 3,
-        "rank1": "6.0 ± 1.3",
+        "Rank-1": "6.0 ± 1.3",
         "mAP": "12.0 ± 2.6",
     }
     assert rows[1]["mAP"] == "25.0 ± 0.0"

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
@@ -268,12 +269,13 @@ def test_two_runs_never_write_into_one_folder(tiny) -> None:
             OSError, match=rf"one is being trained by process {other.pid} on .*: wait, or choose another"
         ):
             fit(small(tiny), tiny, Run.create("one", {}, resume=resume), replace(PLAIN, epochs=1))
-    assert _keep(Path(__file__), run, "train.failed.ipynb") == ""
+    assert _keep(Path(__file__), run, "train.failed", "words") == ""
     after = {p.name: p.read_bytes() for p in run.path.iterdir()}
     assert {**before, ".lock": b""} == {**after, ".lock": b""}
     other.kill()  # what it leaves keeps nobody out
     other.join()
-    assert "see" in _keep(Path(__file__), run, "train.failed.ipynb")
+    (run.path / "executed.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
+    assert "see" in _keep(run.path / "executed.ipynb", run, "train.failed", "words")
     fit(small(tiny), tiny, Run.create("one", {}, resume="restart"), PLAIN)
     assert len(run.metrics) == 3
 

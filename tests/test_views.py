@@ -21,6 +21,7 @@ from reidlib import plots
 from reidlib.data.datasets import ReIDDataset, Sample
 from reidlib.data.images import read_image
 from reidlib.evaluation import Features
+from reidlib.training import Recipe
 from reidlib.workbook import views
 
 AP = [0.5, np.nan, 0.9, 0.1, 0.1, 1.0]
@@ -106,10 +107,19 @@ def test_paths_are_told_from_the_root() -> None:
 
 
 def test_epoch_lines_and_tables() -> None:
-    row = {"epoch": 3, "loss": 1.5, "accuracy": 0.25, "mAP": 0.5, "rank1": 0.75}
-    assert views.epoch_line(row, 12) == "epoch   3/12  loss  1.500  accuracy  25.0%  mAP  50.0%  Rank-1  75.0%"
+    recipe = Recipe(epochs=12, eval_every=4)
+    history = [{"epoch": 0, "mAP": 0.01, "eval_seconds": 4.0}]
+    history += [{"epoch": epoch, "loss": 4.5 / epoch, "seconds": 8.0} for epoch in (1, 2, 3)]
+    # nine epochs and the evaluations after 4, 8 and 12
+    assert views.epoch_line(history, recipe) == "epoch  3/12  loss 1.50  8 s, 84 s left"
+    history.append({"epoch": 4, "loss": 1, "mAP": 0.428, "rank1": 0.594, "mINP": 0.1, "seconds": 8, "eval_seconds": 4})
+    assert views.epoch_line(history, recipe) == "epoch  4/12  loss 1.00  mAP 42.8  Rank-1 59.4  12 s, 72 s left"
+    history.append({"epoch": 12, "top1": 0.5, "top5": 1.0, "seconds": 600.0})
+    assert views.epoch_line(history, recipe) == "epoch 12/12  top-1 50.0  top-5 100.0  10 min"
+    history[-1]["stopped"] = "no better"
+    assert views.epoch_line(history, recipe).endswith("100.0  stopped: no better")
     table = views.percent_table({"a": {"rank1": 0.123}, "b": {"mAP": 1.0}})
-    assert table.loc["a", "rank1"] == "12.3"
+    assert table.loc["a", "Rank-1"] == "12.3"
     assert table.loc["a", "mAP"] == ""
     assert table.loc["b", "mAP"] == "100.0"
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_run_table import Tags, requests
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["-p", "dataset", "synthetic-tiny", "-p", "epochs", "1", "-p", "people", "4"]
@@ -23,23 +24,37 @@ def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
 def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None:
     books = ["train", "test", "ranklist", "gradcam", "tsne"]
     call = ["reidlib.batch", *books, *QUICK, "-p", "datasets", "synthetic-tiny,synthetic_b-tiny", "-p", "run", "r"]
+    call += ["-p", "formats", "png,pdf"]
     done = shell(*call, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "r"
     assert str(run) in done.stdout
+    data = {"train": "", "test": "-synthetic-tiny+synthetic_b-tiny"}
     for book in books:
-        assert "<html" in (run / "notebooks" / f"{book}.html").read_text()[:2000]
-        executed = json.loads((run / "notebooks" / f"{book}.ipynb").read_text())
+        stem = book + data.get(book, "-synthetic-tiny")
+        page = (run / "notebooks" / f"{stem}.html").read_text()
+        assert f"<title>r · {stem.replace('-', ' · ', 1)}</title>" in page
+        assert requests(page) == []
+        shown = [about for tag, about in Tags(page).tags if tag == "img"]
+        assert all(len(about["alt"]) > 10 and about["width"] for about in shown)
+        assert len(shown) == {"train": 2, "test": 6, "ranklist": 2, "gradcam": 1, "tsne": 3}[book]
+        executed = json.loads((run / "notebooks" / f"{stem}.ipynb").read_text())
         code = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
         assert all(cell["execution_count"] for cell in code)
     figures = {p.name for p in (run / "figures").iterdir()}
     assert figures == {
-        "people_x_cameras.png", "training_curves.png", "cmc.png", "ap_histogram.png", "camera_pairs.png",
-        "cross_domain_mAP.png",
-        "ranklist_synthetic-tiny_worst.png", "ranklist_synthetic-tiny_worst.csv",
-        "gradcam_synthetic-tiny_random_hirescam.png",
-        "tsne_synthetic-tiny_person.png", "tsne_synthetic-tiny_camera.png", "tsne_synthetic-tiny_images.png",
-    }  # fmt: skip
+        f"{name}.{kind}"
+        for kind in ("png", "pdf")
+        for name in (
+            "people_x_cameras", "training_curves",
+            *(f"{name}_synthetic-tiny+synthetic_b-tiny" for name in ("cmc", "cross_domain_mAP")),
+            *(f"{n}_{d}" for n in ("ap_histogram", "camera_pairs") for d in ("synthetic-tiny", "synthetic_b-tiny")),
+            "ranklist_synthetic-tiny_worst", "gradcam_synthetic-tiny_random_hirescam",
+            *(f"tsne_synthetic-tiny_{kind}" for kind in ("person", "camera", "images")),
+        )
+    } | {f"ranklist_synthetic-tiny_worst.{kind}" for kind in ("csv", "tex", "md")}  # fmt: skip
+    assert (run / "figures" / "training_curves.pdf").read_bytes().startswith(b"%PDF")
+    assert (run / "results.md").read_text().splitlines()[0] == "| dataset | Rank-1 | Rank-5 | Rank-10 | mAP | mINP |"
     results = json.loads((run / "result.json").read_text())["results"]
     assert set(results) == {"synthetic-tiny", "synthetic_b-tiny"}
     assert {"rank1", "mAP", "mINP", "untrained"} <= set(results["synthetic-tiny"])
@@ -54,6 +69,7 @@ def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None
         query, match = by_name[row["query_path"]], by_name[row["path"]]
         assert (row["right"] == "True") == (query.pid == match.pid)
         assert (query.pid, query.camid) != (match.pid, match.camid)
+    assert "synthetic_b-tiny" in (run.parent / "index.html").read_text()
     # The same again: nothing is trained twice, and the numbers stand.
     assert shell("reidlib.batch", "train", *QUICK, "-p", "run", "r", cwd=tmp_path).returncode == 0
     again = json.loads((run / "result.json").read_text())["results"]

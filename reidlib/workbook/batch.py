@@ -10,45 +10,36 @@ and error.
 """
 
 import argparse
-import ast
 import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from reidlib.errors import unknown_name
 from reidlib.files import scratch_folder, whole_file
 from reidlib.paths import REPOSITORY, data_paths_file, runs_root, slug
+from reidlib.scores import NAMES, SCORES
 from reidlib.training.settings import read_text, type_name
+from reidlib.workbook.pages import Parameter, declared_parameters, write_pages
+from reidlib.workbook.run_table import INDEX, as_table, list_pages, read_runs, write_index
 from reidlib.workbook.runs import Run
 
+if TYPE_CHECKING:
+    from reidlib.training.job import Job
+
 NOTEBOOKS = REPOSITORY / "notebooks"
-_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 _TASKS = ("train", "pretrain")  # notebooks whose `settings` takes every parameter of a training
 _PATHS = {"run", "init", "weights", "plugins", "dataset", "datasets", "sources", "tested_on", "output"}
 
 
 class NotebookFailed(RuntimeError):
     """A cell raised, or the kernel died. The message says which notebook, which section, and what it said."""
-
-
-class Parameter(NamedTuple):
-    """One parameter: its type, default and help; `in_settings` if the notebook takes it through `settings`."""
-
-    kind: Any
-    default: Any
-    help: str
-    in_settings: bool = False
-
-    @property
-    def optional(self) -> bool:
-        """Whether "None" is None."""
-        return self.default is None
 
 
 def list_notebooks() -> list[str]:
@@ -65,15 +56,7 @@ def parameters(name: str) -> dict[str, Parameter]:
     if name not in list_notebooks():
         raise unknown_name("notebook", name, list_notebooks())
     book = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
-    cells = (cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
-    source = "".join(next(cells, {"source": ""})["source"])
-    lines, declared = source.splitlines(), {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign):
-            outer, _, inner = ast.unparse(node.annotation).rstrip("]").partition("[")
-            kind = _TYPES[outer][_TYPES[inner]] if inner else _TYPES[outer]
-            words = lines[node.end_lineno - 1][node.end_col_offset :].strip().removeprefix("#").strip()
-            declared[node.target.id] = Parameter(kind, ast.literal_eval(node.value), words)
+    declared = declared_parameters(book)
     if name in _TASKS and "settings" in declared:
         from reidlib.training.job import SETTINGS, describe_settings
 
@@ -137,12 +120,16 @@ def check_job(name: str, values: Mapping[str, Any]) -> None:
     Raises:
         ValueError, OSError: What `Job.from_params` raises, and what a run of that name or weights would.
     """
-    if name not in _TASKS or "settings" not in (declared := parameters(name)):
-        return
+    if name in _TASKS and "settings" in parameters(name):
+        _job(name, values)
+
+
+def _job(name: str, values: Mapping[str, Any]) -> "Job":
+    """The job that the notebook of a training makes of its parameters."""
     from reidlib.training.job import Job
 
-    defaults = {p: d.default for p, d in declared.items() if not d.in_settings}
-    Job.from_params(_renamed(defaults | dict(values)), task=name)
+    defaults = {p: d.default for p, d in parameters(name).items() if not d.in_settings}
+    return Job.from_params(_renamed(defaults | dict(values)), task=name)
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
@@ -150,13 +137,38 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     return {("people" if name == "batch" else name): value for name, value in values.items()}
 
 
-def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -> Path:
-    """Execute notebook `name` with `values` (`run` among them) into the folder of that run; returns the executed one.
+def page_name(name: str, values: Mapping[str, Any], run: Run) -> str:
+    """The name under which an executed notebook is kept: with the datasets where one run may be shown on several."""
+    declared = parameters(name)
+    if not ("output" in declared and {"dataset", "datasets"} & declared.keys()):
+        return name
+    data = values.get("datasets") or values.get("dataset")
+    if not data:
+        try:
+            data = run.tested_on
+        except (OSError, ValueError, KeyError):  # nothing is trained yet
+            return name
+    return "-".join([name, *(["+".join(map(slug, data))] if isinstance(data, list) else [slug(data)])])
 
-    It appears there, with its HTML, when it has ended well. Raises NotebookFailed otherwise, and keeps what was
-    executed as `<name>.failed.ipynb` where the run folder exists.
+
+def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -> Path:
+    """Execute notebook `name` with `values` (`run` among them) into the folder of that run.
+
+    The executed notebook is kept in notebooks/ under `page_name`, with its page beside it; then the pages of the run
+    and the index of all runs are renewed.
+
+    Args:
+        name: The notebook.
+        values: Its parameters; those that it does not know are left out.
+        progress: Show a bar on a terminal, and what a training prints.
+
+    Returns:
+        The executed notebook.
+
+    Raises:
+        NotebookFailed: A cell raised an error, or the kernel died. What was executed is kept as `<page>.failed.ipynb`,
+            with its page, where the run folder exists.
     """
-    import nbformat
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
@@ -172,25 +184,43 @@ def run_notebook(name: str, values: dict[str, Any], *, progress: bool = False) -
                 {p: value for p, value in values.items() if p in known},
                 kernel_name="python3",
                 cwd=str(NOTEBOOKS),
-                progress_bar={"desc": f"{name:9}"} if progress else False,
+                progress_bar={"desc": f"{name:9}"} if progress and sys.stderr.isatty() else False,
+                stdout_file=_Console() if progress and name in _TASKS else None,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # what matters reaches us as outputs
             )
-        except PapermillExecutionError as error:
-            kept = _keep(executed, run, f"{name}.failed.ipynb")
-            section = _section(executed, error.source)
-            raise NotebookFailed(
-                f"{name}.ipynb failed{section}, cell {error.exec_count}: {error.ename}: {_plain(error.evalue)}{kept}"
-            ) from error
-        except DeadKernelError as error:
-            raise NotebookFailed(f"{name}.ipynb failed: its kernel died (out of memory, or killed)") from error
-        notebook = nbformat.read(executed, as_version=4)
-        folder = run.path / "notebooks"
-        with whole_file(folder / f"{name}.ipynb") as part:
+        except (PapermillExecutionError, DeadKernelError) as error:
+            page = f"{page_name(name, values, run)}.failed"
+            if isinstance(error, DeadKernelError):
+                words = f"{name}.ipynb failed: its kernel died (out of memory, or killed)"
+            else:
+                words = f"{name}.ipynb failed{_section(executed, error.source)}, cell {error.exec_count}"
+                words += f": {error.ename}: {_plain(error.evalue)}"
+            raise NotebookFailed(words + _keep(executed, run, page, words)) from error
+        kept = run.path / "notebooks" / f"{page_name(name, values, run)}.ipynb"
+        with whole_file(kept) as part:
             shutil.copyfile(executed, part)
-    (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
-    with whole_file(folder / f"{name}.html") as part:
-        part.write_text(to_html(notebook, name), encoding="utf-8")
-    return folder / f"{name}.ipynb"
+    for suffix in (".failed.ipynb", ".failed.html"):
+        kept.with_suffix(suffix).unlink(missing_ok=True)
+    write_pages(run)
+    _renew_index()
+    return kept
+
+
+def _renew_index() -> None:
+    with suppress(OSError):  # of a full disk, say: the runs themselves are whole
+        write_index()
+
+
+class _Console:
+    """Shows on this console what a notebook prints, above papermill's progress bar where there is one."""
+
+    def write(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text, end="")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def _section(executed: Path, source: str) -> str:
@@ -205,34 +235,26 @@ def _section(executed: Path, source: str) -> str:
     return ""
 
 
-def _keep(executed: Path, run: Run, name: str) -> str:
-    """Copy what was executed into the run folder, if there is one; a half sentence that says where it is."""
+def _keep(executed: Path, run: Run, page: str, words: str) -> str:
+    """Keep what was executed in the run folder, if there is one; half a sentence that says where it is."""
     if not (run.path / "params.json").is_file() or not executed.is_file():
         return ""
+    kept = run.path / "notebooks" / f"{page}.ipynb"
     try:
-        with run.lock(), whole_file(run.path / "notebooks" / name) as part:
-            shutil.copyfile(executed, part)
-    except OSError:  # another process trains there: what failed is not its notebook
+        with run.lock():
+            with whole_file(kept) as part:
+                shutil.copyfile(executed, part)
+            if run.state.get("state") == "training":  # its kernel could not say that it died
+                run.write_state("failed", error=words)
+    except (OSError, ValueError):  # another process trains there: what failed is not its notebook
         return ""
-    return f"\n  see {run.path / 'notebooks' / name}"
+    write_pages(run)
+    _renew_index()
+    return f"\n  see {kept.with_suffix('.html')}"
 
 
 def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
-
-
-def to_html(notebook: Any, title: str) -> str:
-    """The page for people without Jupyter. Tags remove_cell, remove_input and remove_output take those parts away."""
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    config = Config()
-    config.TagRemovePreprocessor.enabled = True  # off by default in HTMLExporter, whatever tags it is given
-    config.TagRemovePreprocessor.remove_cell_tags = ("remove_cell", "injected-parameters-note")
-    config.TagRemovePreprocessor.remove_input_tags = ("remove_input",)
-    config.TagRemovePreprocessor.remove_all_outputs_tags = ("remove_output",)
-    html, _ = HTMLExporter(config=config).from_notebook_node(notebook, {"metadata": {"name": title}})
-    return html
 
 
 def run_all(names: Sequence[str], given: dict[str, str], *, progress: bool = True) -> Run:
@@ -263,13 +285,15 @@ def _check_run(names: Sequence[str], values: dict[str, dict[str, Any]]) -> None:
 
 
 def _new_name(names: Sequence[str], values: dict[str, dict[str, Any]]) -> str:
-    """A name no run has yet where a run begins or none is needed, else the newest run."""
+    """Where a run begins, the name that its job has by itself; else the newest run, or a new name if none is needed."""
     known = {name: parameters(name) for name in names}
     begins = [name for name in names if _BEGINS & known[name].keys()]
     if not begins and any("run" in declared for declared in known.values()):
         chosen = next((v for name, v in values.items() if "weights" in known[name]), {})
         return str(Run.open(model=chosen.get("model", ""), weights=chosen.get("weights", "")).path)
     first = [*begins, *names][0]
+    if first in _TASKS and "settings" in known[first]:
+        return _job(first, values[first]).name
     default = {p: d.default for p, d in known[first].items()}
     parts = [str(values[first].get(p, default[p])) for p in ("model", "dataset") if p in default] or [first]
     return "-".join([*map(slug, parts), f"{datetime.now():%Y%m%d-%H%M%S}"])
@@ -295,8 +319,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="search: values of a parameter, each as for -p; every combination is run, several seeds too",
     )
     parser.add_argument("--list", dest="show", metavar="NOTEBOOK", help="show the parameters of a notebook")
+    parser.add_argument("--runs", action="store_true", help="show all runs, and renew their page index.html")
     args = parser.parse_args(argv)
     try:
+        if args.runs:
+            rows = read_runs()
+            print(as_table(rows).to_string(index=False) if rows else f"no runs in {runs_root()}")
+            print(*(f"\nas a page: {page}" for page in [write_index()] if page))
+            return 0
         if args.show:
             for name, (kind, default, words, further) in parameters(args.show).items():
                 print(f"{'  ' * further}{name}: {type_name(kind)} = {json.dumps(default)}  # {words}")
@@ -348,18 +378,14 @@ def print_results(run: Run) -> None:
         init = f", from {result['init']} weights," if result.get("init") else ""
         print(f"\n{result.get('model')}{init} in {run.path}\n")
         rows = [(d, r) for d, row in result["results"].items() for d, r in _with_untrained(d, row)]
-        columns = [key for key in _COLUMNS if any(key in row for _, row in rows)]
-        print(f"{'dataset':<24}" + "".join(f"{_COLUMNS[key]:>9}" for key in columns))
+        columns = [key for key in SCORES if any(key in row for _, row in rows)]
+        print(f"{'dataset':<24}" + "".join(f"{NAMES[key]:>9}" for key in columns))
         for dataset, row in rows:
             cells = (f"{100 * row[key]:8.1f}%" if key in row else f"{'':>9}" for key in columns)
             print(f"{dataset:<24}{''.join(cells)}")
-    print(f"\nnotebooks and pages: {run.path / 'notebooks'}\nfigures:             {run.path / 'figures'}")
-
-
-_COLUMNS = {
-    "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP",
-    "top1": "top-1", "top5": "top-5",
-}  # fmt: skip
+    pages = [("page:", page.path) for page in list_pages(run.path)]
+    index = [("all runs:", runs_root() / INDEX)] * (runs_root() / INDEX).is_file()
+    print("\n" + "\n".join(f"{what:<10}{path}" for what, path in [*pages, ("figures:", run.path / "figures"), *index]))
 
 
 def _with_untrained(dataset: str, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -18,22 +18,15 @@ from statistics import median
 from typing import Any
 
 from reidlib.run_folder import whole_rows
+from reidlib.scores import NAMES
 from reidlib.workbook.runs import Run
 
 OVER = ("ended", "failed")
 _RECENT = 9  # lines that a usual epoch is estimated from
-_FIRST = 3600.0  # seconds without a line that pass for usual where no epoch has been timed
+FIRST = 3600.0  # seconds without a line that pass for usual where no epoch has been timed
 _COLOURS = {"ended": "#009E73", "failed": "#D55E00", "quiet": "#D55E00"}
 # Field of metrics.jsonl → what the table calls it, and how it writes it; others are shown under their own names.
-_FIELDS = {
-    "accuracy": ("accuracy", "{:.1%}"),
-    "mAP": ("mAP", "{:.1%}"),
-    "mINP": ("mINP", "{:.1%}"),
-    "rank1": ("Rank-1", "{:.1%}"),
-    "rank5": ("Rank-5", "{:.1%}"),
-    "rank10": ("Rank-10", "{:.1%}"),
-    "top1": ("top-1", "{:.1%}"),
-    "top5": ("top-5", "{:.1%}"),
+_FIELDS = {name: (shown, "{:.1%}") for name, shown in NAMES.items()} | {
     "lr": ("learning rate", "{:.2e}"),
     "gradient_norm": ("gradient norm", "{:.3g}"),
     "images_per_second": ("images a second", "{:,.0f}"),
@@ -94,6 +87,7 @@ class Watch:
     ) -> None:
         if quiet_after <= 0 or stale < 0:
             raise ValueError(f"quiet_after must be above 0 and stale not below, got {quiet_after} and {stale}")
+        self.name = run.name
         self.run, self.quiet_after, self.stale, self.clock = run, quiet_after, stale, clock
         self.history: list[dict[str, Any]] = []
         self.written = 0.0  # when, by the disk's clock
@@ -113,9 +107,11 @@ class Watch:
         epochs = self._params().get("epochs")
         if not self.history:
             state, error = self._state()
+            if state == "ended":  # published weights, which were not trained here
+                return Status(self.name, state, "ended", [], epochs)
             if state == "failed":
-                return Status(self.run.name, state, f"failed before the first epoch: {error}", [], epochs)
-            return Status(self.run.name, "waiting", "nothing has been written yet", [], epochs)
+                return Status(self.name, state, f"failed before the first epoch: {error}", [], epochs)
+            return Status(self.name, "waiting", "nothing has been written yet", [], epochs)
         low, high = self._ahead
         silence = now - self.written - min(max(0.0, low), high)  # the clocks agree unless the files say otherwise
         return self._status(epochs, silence)
@@ -127,28 +123,24 @@ class Watch:
         if state in ("", "training"):
             error = self._failed(state)
         if error:
-            return Status(self.run.name, "failed", f"failed after {epoch}: {error}", self.history, epochs)
+            return Status(self.name, "failed", f"failed after {epoch}: {error}", self.history, epochs)
         early = self.history[-1].get("stopped")
         ended = state == "ended" or early or (epochs and at >= epochs)
         if ended or (not state and self._newer("result.json")):
             words = f"ended with {epoch}, {duration(silence)} ago" + (f": {early}" if early else "")
-            return Status(self.run.name, "ended", words, self.history, epochs)
+            return Status(self.name, "ended", words, self.history, epochs)
         left, usual = self._left(epochs, silence), sum(pace(self.history))
-        limit = self.quiet_after * usual + self.stale if usual else _FIRST
+        limit = self.quiet_after * usual + self.stale if usual else FIRST
         if silence > limit:
             expected = f"an epoch takes {duration(usual)}" if usual else "no epoch has ended yet"
             words = f"QUIET at {epoch}: {last_line}, {expected}; it was stopped, or its computer is"
-            return Status(self.run.name, "quiet", words, self.history, epochs, left, silence)
+            return Status(self.name, "quiet", words, self.history, epochs, left, silence)
         words = f"{epoch}, {last_line}" + ("" if left is None else f", {duration(left)} left")
-        return Status(self.run.name, "training", words, self.history, epochs, left, silence)
+        return Status(self.name, "training", words, self.history, epochs, left, silence)
 
     def _left(self, epochs: int | None, silence: float) -> float | None:
-        train, evaluation = pace(self.history)
-        if not epochs or not train:
-            return None
-        every, rest = self._params().get("eval_every") or 1, range(self.history[-1]["epoch"] + 1, epochs + 1)
-        evaluations = sum(epoch % every == 0 or epoch == epochs for epoch in rest)
-        return max(0.0, len(rest) * train + evaluations * evaluation - min(silence, train + evaluation))
+        left = seconds_left(self.history, epochs, self._params().get("eval_every") or 1)
+        return None if left is None else max(0.0, left - min(silence, sum(pace(self.history))))
 
     def _read(self) -> bool:
         """Whether metrics.jsonl has been written since the look before, or for the first time."""
@@ -213,9 +205,28 @@ def pace(history: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
     def usual(key: str) -> float:
         timed = [row[key] for row in history if isinstance(row.get(key), int | float)]
+        timed = timed[1:] or timed  # the first is slower: things are compiled and caches are filled
         return float(median(timed[-_RECENT:])) if timed else 0.0
 
     return usual("seconds"), usual("eval_seconds")
+
+
+def seconds_left(history: Sequence[dict[str, Any]], epochs: int | None, eval_every: int) -> float | None:
+    """Estimate the time from the end of the last epoch to the end of training.
+
+    Args:
+        history: One dict per epoch, as in metrics.jsonl.
+        epochs: The last epoch.
+        eval_every: Epochs between evaluations; the last epoch is evaluated too.
+
+    Returns:
+        Seconds; None if no epoch was timed, or `epochs` is None.
+    """
+    train, evaluation = pace(history)
+    if not epochs or not train:
+        return None
+    rest = range(history[-1]["epoch"] + 1, epochs + 1)
+    return len(rest) * train + sum(epoch % eval_every == 0 or epoch == epochs for epoch in rest) * evaluation
 
 
 def follow(watch: Watch, show: Callable[[Status], None], every: float = 0.0) -> Status:

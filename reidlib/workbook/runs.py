@@ -1,12 +1,14 @@
 """A run as notebooks see it: its model, its features and its figures, on top of the run folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from reidlib.errors import unknown_name
 from reidlib.files import sha256, whole_file
 from reidlib.paths import runs_root
-from reidlib.run_folder import RunFolder
+from reidlib.run_folder import RunFolder, check_formats
+from reidlib.scores import NAMES, SCORES
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be looked at without it
     import torch
@@ -22,7 +24,13 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 class Run(RunFolder):
-    """One folder of `runs/`. Make one with `Run.create`, take an existing one with `Run.open`."""
+    """One folder of `runs/`. Make one with `Run.create`, take an existing one with `Run.open`.
+
+    Attributes:
+        formats: The formats that figures are saved in, of `run_folder.FIGURE_FORMATS`.
+    """
+
+    formats: tuple[str, ...] = ("png",)
 
     @classmethod
     def open(
@@ -37,6 +45,7 @@ class Run(RunFolder):
         output: str = "",
         trained: bool = True,
         progress: bool | None = None,
+        formats: Sequence[str] = ("png",),
     ) -> Self:
         """Open a run that holds a trained model.
 
@@ -54,11 +63,13 @@ class Run(RunFolder):
             output: Another folder for what is written, for a run that is read-only.
             trained: False opens runs that have only begun as well: without a name the one that wrote last.
             progress: Whether a download shows its progress; None: on a terminal.
+            formats: The formats that figures are saved in: png, jpg, pdf, svg.
 
         Raises:
             FileNotFoundError: `run` is no run, or no run holds `model`.
             ValueError: The run holds another model; what `create_model` raises.
         """
+        formats = check_formats(formats)
         if interpolation and interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
         if size and None in size:
@@ -88,7 +99,9 @@ class Run(RunFolder):
                 )
         if trained:
             load_run_plugins(self, plugins)
-        return cls(self.path, cls.folder(output)) if output else self
+        self = cls(self.path, cls.folder(output)) if output else self
+        self.formats = formats
+        return self
 
     @classmethod
     def _newest(cls, model: str, trained: bool) -> Self:
@@ -204,17 +217,33 @@ class Run(RunFolder):
         return "weights {name} from {file}, sha256 {sha256:.12}…".format(**about["weights"])
 
     def save_figure(self, figure: "Figure", name: str) -> Path:
-        """Write `figure` to figures/<name>.png."""
+        """Write `figure` to figures/<name>.png, or in each of `formats`; give the first file."""
         from reidlib.plots import save
 
-        return save(figure, self.out / "figures" / f"{name}.png")
+        first, *_ = [save(figure, self.out / "figures" / f"{name}.{kind}") for kind in self.formats]
+        return first
 
     def save_table(self, table: "DataFrame", name: str) -> Path:
-        """Write a pandas table to figures/<name>.csv, beside the image of that name."""
+        """Write a pandas table to figures/<name>.csv, .tex and .md, beside the image of that name; give the first."""
         path = self.out / "figures" / f"{name}.csv"
         with whole_file(path) as part:
             table.to_csv(part, index=False)
+        write_tables(table, path)
         return path
+
+    def add_result(self, dataset: str, result: dict[str, Any]) -> None:
+        """Write `result` under the name of `dataset` into result.json, and the tables of `save_results`."""
+        super().add_result(dataset, result)
+        self.save_results()
+
+    def save_results(self) -> None:
+        """Write the scores of result.json, in percent, as the tables results.tex and results.md."""
+        import pandas as pd
+
+        results = self.read_json("result.json").get("results", {})
+        shown = [score for score in SCORES if any(score in row for row in results.values())]
+        cells = ({"dataset": data} | {NAMES[s]: _percent(row.get(s)) for s in shown} for data, row in results.items())
+        write_tables(pd.DataFrame(list(cells)), self.out / "results")
 
     # The model
 
@@ -269,6 +298,23 @@ class Run(RunFolder):
                 found[split] = extract_features(model, loader, flip=flip, progress=progress)
             save_features(self.out / "features" / path.name, found, stamp)
         return found["query"], found["gallery"]
+
+
+def _percent(score: float | None) -> str:
+    return "" if score is None else f"{100 * score:.1f}"
+
+
+def write_tables(table: "DataFrame", path: Path) -> None:
+    """Write a pandas table, without its index, as LaTeX and as Markdown: `path` with the endings .tex and .md."""
+    rows = [list(map(str, row)) for row in (table.columns, *table.itertuples(index=False))]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    texts = {
+        ".tex": table.to_latex(index=False, escape=True),
+        ".md": "\n".join([lines[0], "|" + " --- |" * len(table.columns), *lines[1:]]) + "\n",
+    }
+    for ending, text in texts.items():
+        with whole_file(path.with_suffix(ending)) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def load_run_plugins(run: RunFolder, plugins: str = "") -> None:

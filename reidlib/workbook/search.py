@@ -16,16 +16,17 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from reidlib.files import whole_file
+from reidlib.run_folder import check_formats
+from reidlib.scores import HEADLINE, NAMES, SCORES
+from reidlib.training.settings import read_text
 from reidlib.workbook import batch
-from reidlib.workbook.runs import Run
+from reidlib.workbook.runs import Run, write_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 SEED = "seed"  # the parameter over which mean and spread are taken
-_SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP", "top1", "top5")
-_DRAWN = ("mAP", "rank1", "top1", "top5")
 Values = dict[str, Any]
 
 
@@ -42,6 +43,8 @@ def search(
     """
     given = {name: _text(value) for name, value in given.items()}
     folder = Run(Run.folder(given.pop("run", "") or "-".join(["search", *grid])))
+    if "formats" in given:
+        folder.formats = check_formats(read_text("formats", given["formats"], tuple[str, ...]))
     points = dict(_points(names, given, grid))
     with folder.lock():
         state = _state(folder, batch.sort_parameters(names, given), grid)
@@ -117,7 +120,7 @@ def _run_point(run: Run, notebooks: dict[str, Values], *, progress: bool) -> Non
     """What has not ended well of a point's notebooks, and whatever comes after it."""
     done = True
     for name, values in notebooks.items():
-        done = done and (run.path / "notebooks" / f"{name}.ipynb").is_file()
+        done = done and (run.path / "notebooks" / f"{batch.page_name(name, values, run)}.ipynb").is_file()
         if not done:
             batch.run_notebook(name, values | {"run": str(run.path)}, progress=progress)
 
@@ -164,7 +167,7 @@ def table(folder: Run) -> "DataFrame":
     rows = []
     for entry in spread(folder):
         for data, row in entry["results"].items():
-            cells = {score: _percent(row[score]) for score in _SCORES if score in row}
+            cells = {NAMES[score]: _percent(row[score]) for score in SCORES if score in row}
             about = {"dataset": data, "weights before": entry["init"], "seeds": entry["seeds"]}
             rows.append(_plain(entry["setting"]) | about | cells)
     return pd.DataFrame(rows).fillna("")
@@ -187,7 +190,7 @@ def figures(folder: Run) -> dict[str, "Figure"]:
     for entry in spread(folder):
         label = ", ".join(f"{axis} {value}" for axis, value in _plain(entry["setting"]).items()) or "all seeds"
         for data, row in entry["results"].items():
-            for score in (score for score in _DRAWN if score in row):
+            for score in (score for score in HEADLINE if score in row):
                 rows.setdefault(data, {}).setdefault(score, {})[label] = row[score]["values"]
     return {data: score_spread(panels, title=f"{folder.name} on {data}") for data, panels in rows.items()}
 
@@ -205,5 +208,6 @@ def _write_scores(folder: Run) -> None:
     with whole_file(folder.path / "table.csv") as part:
         pd.DataFrame(rows + failed).to_csv(part, index=False)
     folder.write_json("result.json", {"over": SEED, "settings": spread(folder)})
+    write_tables(table(folder), folder.path / "results")
     for data, figure in figures(folder).items():
         folder.save_figure(figure, data)

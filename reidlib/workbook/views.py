@@ -14,13 +14,14 @@ from reidlib.data.loaders import read_image
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features
 from reidlib.models import ReIDModel, complexity
+from reidlib.scores import CLASSIFICATION, HEADLINE, NAMES, RETRIEVAL
 from reidlib.training import Job, Recipe, record
 from reidlib.training.job import describe_settings
 from reidlib.training.record import History, best_row
 from reidlib.training.settings import help_of
+from reidlib.workbook.monitor import duration, seconds_left
 from reidlib.workbook.runs import Run
 
-SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 CHOICES = ("worst", "best", "random", "chosen")
 
 
@@ -111,7 +112,7 @@ def best_epoch(job: Job, history: History) -> dict[str, float]:
 
 def result_table(job: Job, history: History) -> Any:
     """The scores of the untrained network and of the best epoch, in percent."""
-    best, columns = best_epoch(job, history), ("top1", "top5") if job.score == "top1" else SCORES
+    best, columns = best_epoch(job, history), CLASSIFICATION if job.score in CLASSIFICATION else RETRIEVAL
     rows = {"untrained": history[0], f"trained from {job.model.init} weights, epoch {best['epoch']}": best}
     return percent_table(rows, columns)
 
@@ -119,19 +120,22 @@ def result_table(job: Job, history: History) -> Any:
 _ALWAYS = ["epochs", "people", "images", "optimizer", "lr", "schedule", "augment"]
 
 
-def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """One line for one epoch of metrics.jsonl."""
-    parts = [f"epoch {row['epoch']:3}/{epochs}"]
-    if "loss" in row:
-        parts += [f"loss {row['loss']:6.3f}"]
-    if "accuracy" in row:
-        parts += [f"accuracy {row['accuracy']:6.1%}"]
-    if "mAP" in row:
-        parts += [f"mAP {row['mAP']:6.1%}", f"Rank-1 {row['rank1']:6.1%}"]
-    if "top1" in row:
-        parts += [f"top-1 {row['top1']:6.1%}", f"top-5 {row['top5']:6.1%}"]
+def epoch_line(history: History, recipe: Recipe) -> str:
+    """One line for the last epoch: its loss and scores in percent, how long it took, and how long the rest will take.
+
+    Args:
+        history: One dict per epoch, as in metrics.jsonl.
+        recipe: Says which epoch is the last, and which are evaluated.
+    """
+    row = history[-1]
+    parts = [f"epoch {row['epoch']:{len(str(recipe.epochs))}}/{recipe.epochs}"]
+    parts += [f"loss {row['loss']:.2f}"] if "loss" in row else []
+    parts += [f"{NAMES[score]} {100 * row[score]:.1f}" for score in HEADLINE if score in row]
+    left = seconds_left(history, recipe.epochs, recipe.eval_every)
     if "stopped" in row:
         parts += [f"stopped: {row['stopped']}"]
+    elif left is not None:
+        parts += [duration(row["seconds"] + row.get("eval_seconds", 0)) + (f", {duration(left)} left" if left else "")]
     return "  ".join(parts)
 
 
@@ -147,11 +151,11 @@ def bad_batch(run: Run) -> Any:
     return batch_sheet(images, words, title=f"{run.name}: {drawn}", note=f"class · camera; {about['error']}")
 
 
-def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = SCORES) -> Any:
-    """A pandas table of shares as percentages with one decimal; one row a name."""
+def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = RETRIEVAL) -> Any:
+    """A pandas table of scores in percent with one decimal, one row a name, one column a score."""
     import pandas as pd
 
-    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(columns))
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(columns)).rename(columns=NAMES)
     return table.map(lambda share: "" if pd.isna(share) else f"{100 * share:.1f}")
 
 
