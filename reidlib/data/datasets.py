@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from reidlib.data.drawn.writer import SETTINGS, SIZES, write_synthetic
+from reidlib.data.patches import apply_corrections
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17
 from reidlib.data.samples import COMBINED, ReIDDataset, Sample, merge
 from reidlib.data.tables import TABLES, read_table
@@ -51,21 +52,23 @@ def list_datasets() -> list[str]:
     return sorted({*READERS, *(name for name, path in data_names().items() if path.lower().endswith(TABLES))})
 
 
-def load_dataset(name: str, *, combineall: bool = False, tested_on: str = "") -> ReIDDataset:
+def load_dataset(name: str, *, combineall: bool = False, tested_on: str = "", patch: str | Path = "") -> ReIDDataset:
     """Read a dataset from where data_paths.yaml says it lies.
 
     Args:
         name: one of `list_datasets()`; "a+b" joins training sets. "synthetic" and "synthetic_b" mean the size `small`.
         combineall: add query and gallery to the training set; the name's ending "-combineall" does the same.
         tested_on: the dataset whose query and gallery to take; see `merge`.
+        patch: a table of corrected labels; see `patches`.
 
     Raises:
-        ValueError: for an unknown name, or files that do not fit their layout.
+        ValueError: for an unknown name, files that do not fit their layout, or a patch that does not fit the dataset.
         FileNotFoundError: where the files are not there.
     """
     combineall |= name.endswith(COMBINED)
     parts = [_load(part) for part in name.removesuffix(COMBINED).split("+")]
-    return merge(parts, combineall=combineall, tested_on=_load(tested_on) if tested_on else None)
+    data = merge(parts, combineall=combineall, tested_on=_load(tested_on) if tested_on else None)
+    return apply_corrections(data, patch) if patch else data
 
 
 def _load(name: str) -> ReIDDataset:
