@@ -263,7 +263,13 @@ def _per_query(result: RankingResult, measured: str) -> Tensor:
 
 
 def bootstrap(
-    result: RankingResult, measured: str = "mAP", *, level: float = 0.95, samples: int = 2000, seed: int = 0
+    result: RankingResult,
+    measured: str = "mAP",
+    *,
+    against: RankingResult | None = None,
+    level: float = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile confidence interval of a score, over draws of as many queries with replacement.
 
@@ -272,6 +278,8 @@ def bootstrap(
     Args:
         result: What was ranked.
         measured: "mAP", "mINP" or "rank<k>".
+        against: Another ranking of the same queries in the same order: the interval is that of how much better `result`
+            is, with the same draws of queries for both.
         level: Confidence level.
         samples: Number of draws.
         seed: Seed of the draws.
@@ -280,14 +288,24 @@ def bootstrap(
         Lower and upper end.
 
     Raises:
-        ValueError: Another `measured`.
+        ValueError: Another `measured`, or `against` is of other queries.
     """
     values = _per_query(result, measured)
+    if against is not None:
+        _check_paired(result, against)
+        values = values - _per_query(against, measured)
     values = values[~values.isnan()].numpy()
     rng, even = np.random.default_rng(seed), np.full(len(values), 1 / len(values))
     means = [rng.multinomial(len(values), even) @ values / len(values) for _ in range(samples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _check_paired(first: RankingResult, second: RankingResult) -> Tensor:
+    """(Q,) bool: the queries with a right match, which must be the same in both."""
+    if not torch.equal(valid := first.first_match > 0, second.first_match > 0):
+        raise ValueError("the two results are not of the same queries: they cannot be paired")
+    return valid
 
 
 def permutation_test(
@@ -311,8 +329,7 @@ def permutation_test(
     Raises:
         ValueError: Results of other queries, another `measured`.
     """
-    if not torch.equal(valid := first.first_match > 0, second.first_match > 0):
-        raise ValueError("the two results are not of the same queries: they cannot be paired")
+    valid = _check_paired(first, second)
     difference = (_per_query(second, measured) - _per_query(first, measured))[valid].numpy()
     rng = np.random.default_rng(seed)
     observed = difference.mean()

@@ -134,7 +134,13 @@ def chosen_html(ranked: Ranked, at: Sequence[int], k: int = 10, most: int = 40) 
     return chosen + list_html(asked, [i], k)
 
 
-def explore_map(maps: Sequence[tuple[Ranked, "pd.DataFrame"]], *, colour: str = "person", height: int = 480) -> Any:
+def explore_map(
+    maps: Sequence[tuple[Ranked, "pd.DataFrame"]],
+    *,
+    lists: Sequence[Ranked] = (),
+    colour: str = "person",
+    height: int = 480,
+) -> Any:
     """Maps side by side under the mouse, with one selection; without a front end the first as HTML.
 
     Hovering shows image, person, camera and file; a click or a lasso (shift and drag) shows these images and the rank
@@ -142,6 +148,7 @@ def explore_map(maps: Sequence[tuple[Ranked, "pd.DataFrame"]], *, colour: str = 
 
     Args:
         maps: A ranking and its `map_table` each; the tables hold the same images in the same order.
+        lists: The rankings whose lists are shown for what is chosen; empty: those of the maps.
         colour: The column to begin with, one of `COLOURS`.
         height: Of the maps, in pixels.
 
@@ -154,17 +161,19 @@ def explore_map(maps: Sequence[tuple[Ranked, "pd.DataFrame"]], *, colour: str = 
         from IPython.display import HTML
 
         return HTML(map_html(*maps[0], colour=colour))
-    return MapExplorer(maps, colour, height).box
+    return MapExplorer(maps, lists or [ranked for ranked, _ in maps], colour, height).box
 
 
 class MapExplorer:
     """The widgets of `explore_map`: `scatters`, `colour`, and `shown`, the HTML of what is chosen."""
 
-    def __init__(self, maps: Sequence[tuple[Ranked, "pd.DataFrame"]], colour: str, height: int) -> None:
+    def __init__(
+        self, maps: Sequence[tuple[Ranked, "pd.DataFrame"]], lists: Sequence[Ranked], colour: str, height: int
+    ) -> None:
         import ipywidgets as w
         import jscatter
 
-        self.maps = maps
+        self.at, self.lists = maps[0][1]["at"], lists
         self.scatters, self.names = [], []
         for ranked, table in maps:
             table = table.copy()
@@ -206,10 +215,8 @@ class MapExplorer:
         chosen = [int(i) for i in change["new"]]
         if not chosen:
             return
-        html = []
-        for ranked, table in self.maps:
-            html.append(chosen_html(ranked, table["at"].iloc[chosen].tolist()))
-        self.shown.value = "<hr>".join(html)
+        at = self.at.iloc[chosen].tolist()
+        self.shown.value = "<hr>".join(chosen_html(ranked, at) for ranked in self.lists)
 
 
 def _palette(count: int) -> list[str]:
