@@ -23,7 +23,9 @@ from reidlib.plots.style import GREY, PAGE, PALE, VERDICTS, Figure, array, fit_t
 _WIDTH, _GAP, _LINE = 0.62, 0.13, 0.135  # of an image half as wide as high, between images, of a line of text: inches
 _MARGIN, _FONT = 0.15, 7  # inches; points, of captions
 _DPI = 206  # to which images are reduced: 256 × 128 pixels at full size
-_NOTE = "✓ solid frame: the same person; ✗ dashed: another; ⊘ dotted: not counted"
+_NOTE = (
+    "✓ solid frame: the same person; ✗ dashed: another; ⊘ dotted: not counted. Below: cosine similarity, person, camera"
+)
 
 
 def thumbnail(path: str | Path, width: float = _WIDTH) -> np.ndarray:
@@ -326,7 +328,7 @@ def rank_list(
         rows,
         **{"title": title, "headers": ["query", *map(str, range(1, columns))], "set_off": 1, "gap": gap},
         **{"widths": [width] * columns, "height": 2 * image_width, "lines": 2 if one_line else 3},
-        note=". ".join(filter(None, (note, _NOTE, "Under each match: cosine similarity, person, camera"))),
+        note=". ".join(filter(None, (note, _NOTE))),
     )
 
 
