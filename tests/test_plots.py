@@ -112,7 +112,7 @@ def naive_cam(net, image, partner, method, camid=None):
 # One small model of each kind of wiring, and where branches split; the rest is in the slow sweep.
 WIRINGS = {
     "osnet_x0_25": (128, 64),
-    "deit_transreid": (128, 64),
+    "deit_transreid": (80, 48),
     "densenet121_abd": (64, 32),
     "mgn_R50_fastreid": (64, 32),
 }
