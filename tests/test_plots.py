@@ -620,6 +620,7 @@ def test_vector_formats_keep_text_as_text_and_images_sharp(samples, tmp_path):
 
 # One line for each plot function that gives a figure.
 FIGURES = {
+    "ap_scatter": lambda samples: plots.ap_scatter([0.5, np.nan, 1.0], [0.6, 0.1, 1.0], ("a", "b"), title="t"),
     "ap_histogram": lambda samples: plots.ap_histogram([0.5, np.nan, 1.0, 0.0]),
     "batch_sheet": lambda samples: plots.batch_sheet(np.zeros((3, 3, 8, 4), np.uint8), ["a", "b", "c"], note="note"),
     "cam_figure": lambda samples: plots.cam_figure(
@@ -633,6 +634,7 @@ FIGURES = {
         {"a": ([[1, 0], [1, 1]], [3, 4], [1, 2]), "b": ([[1]], [3], [2])}
     ),
     "image_sizes": lambda samples: plots.image_sizes([(128, 64)]),
+    "learning_curves": lambda samples: plots.learning_curves({"a": [{"epoch": 1, "mAP": 0.5}], "b": []}, title="t"),
     "pair_sheet": lambda samples: plots.pair_sheet([(samples[0], samples[1], "0.9")]),
     "rank_list": lambda samples: plots.rank_list(samples[:2], samples, RANKED, RANKED / 20, title="long " * 40),
     "score_matrix": lambda samples: plots.score_matrix([[0.5, np.nan]], ["a"], ["c", "d"], "t", ("x", "y")),

@@ -18,7 +18,6 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage, _ImageBase
-from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
@@ -170,9 +169,6 @@ def describe(figure: matplotlib.figure.Figure) -> str:
         over = axes.get_ylabel() + (f" over {axes.get_xlabel()}" if axes.get_xlabel() else "")
         parts = [axes.get_title(loc="left"), over, f"shown: {', '.join(labels)}" if labels else ""]
         words.append(", ".join(" ".join(part.split()) for part in parts if part))
-    if not any(words):  # sheets of images draw their title as a text, the largest
-        texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
-        words = [max(texts, key=lambda text: text.get_size()).get_text()] if texts else []
     if images := sum(isinstance(artist, _ImageBase) for artist in figure.findobj()):
         words.append(f"{images} image{'s' * (images > 1)}")
     text = ". ".join(" ".join(part.split()) for part in dict.fromkeys(words) if part) or "figure without a title"
