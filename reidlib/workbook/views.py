@@ -40,24 +40,26 @@ def is_interactive() -> bool:
 
 
 class LiveFigure:
-    """A figure in a cell's output that each call redraws in place: `LiveFigure(draw)(data)`.
+    """A figure that each call redraws in place, below the cell that makes the LiveFigure: `live = LiveFigure(draw)`.
 
-    It draws nothing where the notebook is not interactive: the final figure stands in a cell of its own.
+    Made in a cell above the one that calls it, it stays above what that one prints. It draws nothing where the notebook
+    is not interactive: the final figure stands in a cell of its own.
+
+    Args:
+        draw: Gives the figure; it gets what the LiveFigure is called with.
+        waiting: What is shown until the first call.
     """
 
-    def __init__(self, draw: Callable[..., Any]) -> None:
+    def __init__(self, draw: Callable[..., Any], waiting: str = "nothing to show yet") -> None:
         self.draw, self.shown = draw, None
+        if is_interactive():
+            from IPython.display import Markdown, display
+
+            self.shown = display(Markdown(waiting), display_id=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        if not is_interactive():
-            return
-        from IPython.display import display
-
-        figure = self.draw(*args, **kwargs)
-        if self.shown is None:
-            self.shown = display(figure, display_id=True)
-        else:
-            self.shown.update(figure)
+        if self.shown is not None and is_interactive():
+            self.shown.update(self.draw(*args, **kwargs))
 
 
 def model_line(model: ReIDModel, classes: str = "people") -> str:
@@ -137,6 +139,23 @@ def epoch_line(history: History, recipe: Recipe) -> str:
     elif left is not None:
         parts += [duration(row["seconds"] + row.get("eval_seconds", 0)) + (f", {duration(left)} left" if left else "")]
     return "  ".join(parts)
+
+
+def live_curves(job: Job) -> Callable[[History], None]:
+    """Make a figure that is to be called with the history after each epoch of a job; see `LiveFigure`.
+
+    It shows the curves up to the last epoch that is planned, and the time left.
+    """
+    from reidlib.plots import training_curves
+
+    live = LiveFigure(training_curves, "The curves appear here after the first epoch.")
+
+    def draw(history: History) -> None:
+        left = seconds_left(history, job.recipe.epochs, job.recipe.eval_every)
+        state = f"epoch {history[-1]['epoch']} of {job.recipe.epochs}" + (f", {duration(left)} left" if left else "")
+        live(history, title=f"{job.model.name} on {job.data.name}: {state}", epochs=job.recipe.epochs)
+
+    return draw
 
 
 def bad_batch(run: Run) -> Any:
