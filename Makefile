@@ -27,8 +27,8 @@ NBVAL   = export REID_RUNS=$$(mktemp -d) && $(PYTEST) --nbval-lax $(FIRST) && \
 
 demo: $(READY)
 	$(BIN)/python -m reidlib.batch train test ranklist gradcam tsne \
-	  -p run demo -p resume restart -p model osnet_x0_25 -p dataset synthetic-small -p epochs 20 \
-	  -p datasets synthetic-small,synthetic_b-small
+	  -p run demo -p resume restart -p recipe demo -p model osnet_x0_25 -p dataset synthetic-small \
+	  -p datasets synthetic-small,synthetic_b-small -p flip true
 
 test: $(READY) lint
 	$(PYTEST) -m "not slow" -n auto --maxprocesses 4 --dist loadscope

@@ -21,7 +21,7 @@ from reidlib.workbook.runs import Run
 def test_every_model_names_its_recipe_and_every_recipe_has_a_model() -> None:
     named = {spec.recipe for spec in MODELS.values()}
     assert named <= RECIPES.keys()
-    assert RECIPES.keys() - named == {"toy", "htri", "xent_htri"}
+    assert RECIPES.keys() - named == {"toy", "demo", "htri", "xent_htri"}
     asked = {"torchreid_softmax", "osnet_softmax", "htri", "xent_htri", "bot", "agw", "abd", "apnet", "sbs"}
     assert asked | {"mgn", "mgn_sbs", "mgn_agw", "transreid"} <= RECIPES.keys()
     assert RECIPES["toy"] == Recipe(height=128, width=64)
@@ -148,6 +148,7 @@ def test_the_first_epochs_can_be_frozen(open_layers: str) -> None:
 
 MODEL_OF = {spec.recipe: name for name, spec in reversed(MODELS.items())} | {
     "toy": "osnet_x0_25",
+    "demo": "osnet_x0_25",
     "osnet_softmax": "osnet_x0_25",
     "torchreid_softmax": "mobilenetv2_x1_0",
     "xent_htri": "densenet121",
