@@ -49,7 +49,9 @@ def _plot(module: str, *others: str) -> tuple[str, ...]:
 PICTURES = {
     "people.jpg": Picture(900, _plot("images", "reidlib/data/drawn/people.py"), trained=False),
     "ranklist.jpg": Picture(1200, _plot("images", "notebooks/ranklist.ipynb"), "*ranklist*worst*.png"),
-    "gradcam.jpg": Picture(1200, _plot("images", "reidlib/plots/cam.py", "notebooks/gradcam.ipynb"), "*gradcam*.png"),
+    "gradcam.jpg": Picture(
+        1200, _plot("images", "reidlib/plots/cam.py", "notebooks/gradcam.ipynb"), "*gradcam_synthetic*.png"
+    ),
     "tsne.jpg": Picture(950, _plot("tsne", "notebooks/tsne.ipynb"), "*tsne*images*.png"),
     "curves.jpg": Picture(1200, _plot("curves", "notebooks/train.ipynb"), "*training_curves*.png"),
     "cmc.jpg": Picture(900, _plot("curves", "notebooks/test.ipynb"), "*cmc*.png"),

@@ -9,6 +9,7 @@ from collections import namedtuple
 from contextlib import nullcontext
 from io import BytesIO
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 from torch.nn.functional import normalize
 
 from reidlib import plots
@@ -83,12 +85,25 @@ def model(**kwargs):
         return Tiny(**kwargs)
 
 
+def held(x, shape, weight, bias, eps):
+    """A layer norm over the last dimension, token by token, each divided by a number."""
+    assert len(shape) == 1
+    rows = [row - row.mean() for row in x.flatten(0, -2)]
+    return torch.stack([r / (r.square().mean().item() + eps) ** 0.5 * weight + bias for r in rows]).view_as(x)
+
+
+def held_unit(x, dim):
+    assert dim == 1
+    return torch.stack([row / row.norm().item() for row in x])
+
+
 def naive_cam(net, image, partner, method, camid=None):
     """One map (h, w) by the book, position by position and channel by channel; lists of Python floats."""
     outputs = []
     handle = net.cam_layer.register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.enable_grad():
-        feat = net(image[None], camid)[0]
+        with mock.patch.object(functional, "normalize", held_unit), mock.patch.object(functional, "layer_norm", held):
+            feat = net(image[None], camid)[0]
         handle.remove()
         with torch.no_grad():
             other = net(partner[None], camid)[0]
@@ -114,6 +129,7 @@ WIRINGS = {
     "osnet_x0_25": (128, 64),
     "deit_transreid": (80, 48),
     "densenet121_abd": (64, 32),
+    "hacnn": (160, 64),
     "mgn_R50_fastreid": (64, 32),
 }
 SWEEP = dict.fromkeys(("osnet_x0_25", "resnet50_bot", "mgn_R50_fastreid", "resnet50_abd", "vit_transreid"), (128, 64))
@@ -129,8 +145,6 @@ def of_the_zoo(request):
         torch.manual_seed(0)
         net = create_model(name, num_classes=4, num_cameras=2, input_size=size).double().eval()
         pair = torch.rand(2, 3, *size)
-        for norm in (module for module in net.modules() if isinstance(module, nn.LayerNorm)):
-            nn.init.uniform_(norm.weight, 0.5, 2)  # as it begins every feature is of one length, with no gradient
     return net, pair
 
 
@@ -154,6 +168,26 @@ def test_cams_of_each_kind_of_wiring_are_those_of_the_naive_loop(of_the_zoo):
 @pytest.mark.parametrize("method", ["hirescam", "gradcam", "layercam"])
 def test_cams_of_a_small_network_are_those_of_the_naive_loop(method):
     assert_cams_are_naive(model(cameras=2).double().eval(), images(2).double(), method)
+
+
+@pytest.mark.slow
+def test_every_model_of_the_zoo_has_maps_of_images_and_pairs():
+    from reidlib import create_model, list_models
+
+    for name in list_models():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = create_model(name, num_classes=4, num_cameras=2).eval()
+            pair = torch.rand(2, 3, *net.input_size)
+        camid = torch.zeros(1, dtype=torch.int64)
+        for cam in (
+            plots.feature_cam(net, pair[:1], camid),
+            *plots.similarity_cam(net, pair[:1], pair[1:], camid, camid),
+        ):
+            assert cam.isfinite().all(), name
+            assert cam.shape[0] == 1, name
+            assert min(cam.shape[1:]) > 1, name
+            assert cam.amax() > 1e-6, name  # a sum of about 1 over a map, no rounding error
 
 
 @pytest.mark.slow
@@ -191,6 +225,118 @@ def test_a_map_counts_what_every_branch_contributes(of_the_zoo):
     assert not torch.allclose(want, parts[0].clamp(min=0), rtol=0.1)
 
 
+SEVERAL = {name: size for name, size in WIRINGS.items() if name != "osnet_x0_25"}
+
+
+@pytest.mark.parametrize("of_the_zoo", SEVERAL.items(), indirect=True, ids=SEVERAL)
+def test_a_branch_has_the_map_of_its_own_columns(of_the_zoo):
+    net, pair = of_the_zoo
+    camid = torch.zeros(2, dtype=torch.int64)
+    assert (
+        set(net.branches)
+        == {
+            "osnet_x0_25": set(),
+            "deit_transreid": {"whole", "part 1", "part 2", "part 3", "part 4"},
+            "densenet121_abd": {"global", "attentive"},
+            "hacnn": {"global", "local"},
+            "mgn_R50_fastreid": {
+                f"{part} {i}" for part, n in (("whole", 3), ("half", 2), ("third", 3)) for i in range(1, n + 1)
+            },
+        }[net.name]
+    )
+    assert sorted(i for columns in net.branches.values() for i in range(*columns.indices(net.feature_dim))) == [
+        *range(net.feature_dim)
+    ]
+    *_, (last, columns) = net.branches.items()
+    own = plots.feature_cam(net, pair, camid, branch=last)
+    feats = net(pair, camid).detach()
+    share = feats[:, columns].norm(dim=1) ** 2 / feats.norm(dim=1) ** 2
+    if net.name.startswith("mgn"):  # average pooling and a linear layer follow: the map sums to the share, or more
+        assert (own.sum((1, 2)) >= 0.999 * share).all()
+        assert not own[:, :2].any(), "the last third does not see the head"
+    with pytest.raises(ValueError, match=f"unknown branch '{last}x': did you mean .*'{last}'"):
+        plots.feature_cam(net, pair, camid, branch=last + "x")
+
+
+def test_lengths_that_a_network_divides_by_are_held_fixed():
+    """An image with itself: without it the gradient is zero wherever the feature has one length whatever the image."""
+
+    class Scaled(Tiny):
+        def forward(self, images, camids=None):
+            feats = super().forward(images, camids)
+            return self.last(feats)
+
+    want = plots.feature_cam(model(), images(3))
+    assert want.amax((1, 2)).min() > 0
+    for last in (normalize, lambda x: functional.layer_norm(x, (6,), eps=0)):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            net = Scaled()
+        net.neck.weight.data -= net.neck.weight.data.mean(0)  # a layer norm takes the mean away
+        plain = Tiny()
+        plain.load_state_dict(net.state_dict())
+        net.last = last
+        torch.testing.assert_close(plots.feature_cam(net, images(3)), plots.feature_cam(plain, images(3)))
+
+
+@pytest.mark.parametrize("name", ["deit_transreid", "timm/vit_tiny_patch16_224"])
+def test_blocks_and_attention_rollout_of_transformers(name):
+    from reidlib import create_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = create_model(name, num_classes=4, num_cameras=2, input_size=(80, 48)).eval()
+    x, camid = torch.rand(2, 3, 80, 48), torch.zeros(2, dtype=torch.int64)
+    assert len(net.cam_blocks) in (11, 12)
+    first, fifth = (plots.feature_cam(net, x, camid, block=block) for block in (1, 5))
+    assert first.shape == fifth.shape == (2, *plots.feature_cam(net, x, camid).shape[1:])
+    assert not torch.equal(first, fifth)
+    with pytest.raises(
+        ValueError, match=rf"there is no block 13: {name} has blocks 1 to {len(net.cam_blocks)}; block 0"
+    ):
+        plots.feature_cam(net, x, camid, block=13)
+    attention = next(module for module in net.modules() if hasattr(module, "attn_drop"))
+    qkv = []
+    hook = attention.qkv.register_forward_hook(lambda module, args, output: qkv.append(output))
+    with torch.no_grad():
+        net(x, camid)
+    hook.remove()
+    q, k, _ = qkv[0].unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d)
+    weights = (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(3).mean(1)
+    one = plots.feature_cam(net, x, camid, method="rollout", block=1)
+    torch.testing.assert_close(one.flatten(1), weights[:, 0, 1:] / 2, atol=1e-5, rtol=1e-4)
+    every = plots.feature_cam(net, x, camid, method="rollout")
+    assert (every.sum((1, 2)) < 1).all()  # the class token keeps the rest
+    assert every.mean() > one.mean()
+    assert attention.fused_attn
+    assert not any(module._forward_hooks for module in net.modules())
+    assert plots.cam_note(net, "rollout").startswith("Attention rollout (Abnar and Zuidema")
+    if net.branches:
+        with pytest.raises(ValueError, match="'rollout' does not tell branches apart"):
+            plots.cam_note(net, "rollout", branch="whole")
+
+
+def test_a_plain_network_has_no_branches_blocks_or_rollout():
+    with pytest.raises(ValueError, match="no branch 'whole': Tiny is of one branch; leave branch empty"):
+        plots.feature_cam(model(), images(1), branch="whole")
+    with pytest.raises(ValueError, match="no block 2: Tiny is no transformer with blocks to choose from; block 0"):
+        plots.feature_cam(model(), images(1), block=2)
+    with pytest.raises(ValueError, match="Tiny has no attention over all its patches: method 'rollout' is for vision"):
+        plots.feature_cam(model(), images(1), method="rollout")
+
+
+def test_the_rank_correlation_of_maps_is_that_of_scipy():
+    from scipy.stats import spearmanr
+
+    one, other = torch.rand(3, 4, 2), torch.rand(3, 4, 2)
+    one[0, :2], other[1] = 0, 0.5
+    got = plots.cam_correlation(one, other)
+    for i in (0, 2):
+        assert got[i].item() == pytest.approx(spearmanr(one[i].flatten(), other[i].flatten()).statistic)
+    assert got[1].isnan()
+    torch.testing.assert_close(plots.cam_correlation(one, one), torch.ones(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
 def test_contributions_add_up_to_the_cosine(method):
     """What holding the norm fixed means: with average pooling, no bias and nothing negative they sum to the cosine."""
@@ -207,7 +353,8 @@ def test_every_method_is_named_explained_and_drawn():
     from reidlib.plots.cam import METHODS
 
     net, query, gallery = model(), images(2, 1), images(2, 2)
-    maps = {method: plots.similarity_cam(net, query, gallery, method=method)[0] for method in METHODS}
+    methods = [method for method in METHODS if method != "rollout"]  # needs attention
+    maps = {method: plots.similarity_cam(net, query, gallery, method=method)[0] for method in methods}
     for method, cam in maps.items():
         assert cam.isfinite().all()
         assert cam.amin() >= 0
@@ -370,15 +517,40 @@ def test_the_maps_of_a_row_share_a_scale(samples):
     figure = plots.cam_figure(
         [samples[0], samples[4]], samples, RANKED, RANKED / 20, cams[:, 0], cams, cams, title="why"
     )
-    assert len(figure.axes[0].images) == 2 * 2 + 5 + 1  # and the colour bar
+    assert len(figure.axes[0].images) == 2 * 2 + 5 + 2  # and a colour bar for each row
     found = texts(figure)
-    for text in ("✓ 0.05", "1", "c2", "max", f"{cams[0].max():.2g}", f"{cams[1, :2].max():.2g}"):
+    row_tops = [cams[0].max(), cams[1, :2].max()]
+    for text in ("✓ 0.05", "1", "c2", "≤ 0", *(f"{top * share:.2g}" for top in row_tops for share in (0.5, 1))):
         assert text in found
-    assert any("each row has one scale" in text.replace("\n", " ") for text in found)
+    assert any("One scale for each row" in text.replace("\n", " ") for text in found)
     query = np.asarray(Image.open(samples[0].path).resize((128, 256), Image.Resampling.BILINEAR))
     drawn = figure.axes[0].images[1].get_array()
     np.testing.assert_array_equal(drawn, plots.overlay(query, cams[0, 0], cams[0].max()))
     assert not np.array_equal(drawn, plots.overlay(query, cams[0, 0]))
+
+
+def test_the_maps_of_a_page_share_a_scale_or_each_has_its_own(samples):
+    cams = np.random.default_rng(0).random((2, 3, 32, 16), np.float32)
+    cams[1] *= 4
+    rows = [samples[0], samples[4]], samples, RANKED[:, :2], RANKED[:, :2] / 20
+    page = plots.cam_figure(*rows, cams[:, 0], cams[:, :2], cams[:, :2], scale="page")
+    top = f"{cams[1, :2].max():.2g}"
+    assert texts(page).count(top) == 2
+    assert "One scale over the page" in " ".join(texts(page)).replace("\n", " ")
+    columns = {"a": cams[:, 0], "b": cams[:, 1]}
+    sheets = {scale: plots.cam_sheet(samples[:2], columns, scale=scale) for scale in ("row", "page", "map")}
+    tops = {"row": cams[0, :2].max(), "page": cams[1, :2].max(), "map": cams[0, 0].max()}
+    query = np.asarray(Image.open(samples[0].path).resize((128, 256), Image.Resampling.BILINEAR))
+    for scale, sheet in sheets.items():
+        image, first, _, bar = (each.get_array() for each in sheet.axes[0].images[:4])
+        assert (np.diff(bar[:, 0] @ [0.299, 0.587, 0.114])[[10, 100]] < 0).all()  # brighter upwards
+        np.testing.assert_array_equal(image, query)
+        np.testing.assert_array_equal(first, plots.overlay(query, cams[0, 0], tops[scale]))
+    assert f"max {cams[1, 1].max():.2g}" in texts(sheets["map"])
+    with pytest.raises(ValueError, match="unknown value of scale 'rows': did you mean 'row'"):
+        plots.cam_sheet(samples[:2], columns, scale="rows")
+    with pytest.raises(ValueError, match="choose 'row' or 'page'"):
+        plots.cam_figure(*rows, cams[:, 0], cams[:, :2], cams[:, :2], scale="map")
 
 
 def test_contact_sheet(samples):
@@ -598,7 +770,7 @@ def test_lines_are_shown_sharp_and_said_in_words():
 def test_every_kind_of_figure_says_what_it_shows(samples):
     words = {name: draw(samples)._repr_mimebundle_()[0]["text/plain"] for name, draw in FIGURES.items()}
     assert all(text and "figure without" not in text for text in words.values()), words
-    assert words["cam_figure"] == "why. 10 images"
+    assert words["cam_figure"] == "why. 11 images"
     assert (
         words["cmc_curves"]
         == "t. queries with a match by then (%) over rank, shown: a: Rank-1 50.0 %, b: Rank-1 10.0 %"
@@ -626,6 +798,9 @@ FIGURES = {
     "cam_figure": lambda samples: plots.cam_figure(
         samples[:2], samples, RANKED, RANKED / 20, *(np.ones((2, *k, 4, 2)) for k in ((), (3,), (3,))), title="why"
     ),
+    "cam_sheet": lambda samples: plots.cam_sheet(
+        samples[:2], {"a": np.ones((2, 4, 2)), "b": np.zeros((2, 4, 2))}, captions={"b": ["x", "y"]}, scale="map"
+    ),
     "class_sheet": lambda samples: plots.class_sheet(samples[:5], ["no", "a", "b", "c", "d", "e"]),
     "cmc_curves": lambda samples: plots.cmc_curves({"a": [0.5, 1], "b": [0.1, 0.2]}, title="t"),
     "contact_sheet": lambda samples: plots.contact_sheet(samples),
@@ -644,7 +819,17 @@ FIGURES = {
     "tsne_images": lambda samples: plots.tsne_images(np.eye(2), samples[:2]),
 }
 OTHERS = {
-    *("cam_note", "camera_name", "feature_cam", "overlay", "person_name", "rank_list_rows", "save", "similarity_cam"),
+    *(
+        "cam_correlation",
+        "cam_note",
+        "camera_name",
+        "feature_cam",
+        "overlay",
+        "person_name",
+        "rank_list_rows",
+        "save",
+        "similarity_cam",
+    ),
     "tsne_map",
 }
 

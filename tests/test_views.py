@@ -101,6 +101,20 @@ def test_cams_are_those_of_the_images_as_the_run_reads_them(tiny: ReIDDataset) -
     assert not torch.allclose(views.cams(model, *rows, method="gradcam")[0], feature)
 
 
+def test_image_cams_and_the_parts_of_a_network(tiny: ReIDDataset) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = reidlib.create_model("hacnn", num_classes=2).eval()
+    samples = tiny.query[:2]
+    parts = views.cam_parts(model)
+    assert parts == {"branches": {"global": {"branch": "global"}, "local": {"branch": "local"}}}
+    images = torch.stack([read_image(s.path, model.input_size) for s in samples])
+    for how in ({}, *parts["branches"].values()):
+        torch.testing.assert_close(views.image_cams(model, samples, **how), plots.feature_cam(model, images, **how))
+    assert views.image_cams(model, samples).sum((1, 2)).min() > 0.4, "half of the similarity is the global branch's"
+    assert views.cam_parts(model, "rollout") == {}
+
+
 def test_paths_are_told_from_the_root() -> None:
     assert views.below("/data/m/query/a.jpg", "/data/m") == "query/a.jpg"
     assert views.below("/else/a.jpg", "/data/m") == "/else/a.jpg"

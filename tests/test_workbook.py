@@ -37,7 +37,7 @@ def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None
         assert requests(page) == []
         shown = [about for tag, about in Tags(page).tags if tag == "img"]
         assert all(len(about["alt"]) > 10 and about["width"] for about in shown)
-        assert len(shown) == {"train": 2, "test": 6, "ranklist": 2, "gradcam": 1, "tsne": 3}[book]
+        assert len(shown) == {"train": 2, "test": 6, "ranklist": 2, "gradcam": 2, "tsne": 3}[book]
         executed = json.loads((run / "notebooks" / f"{stem}.ipynb").read_text())
         code = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
         assert all(cell["execution_count"] for cell in code)
@@ -50,6 +50,7 @@ def test_batch_leaves_everything_in_one_run_folder(tiny, tmp_path: Path) -> None
             *(f"{name}_synthetic-tiny+synthetic_b-tiny" for name in ("cmc", "cross_domain_mAP")),
             *(f"{n}_{d}" for n in ("ap_histogram", "camera_pairs") for d in ("synthetic-tiny", "synthetic_b-tiny")),
             "ranklist_synthetic-tiny_worst", "gradcam_synthetic-tiny_random_hirescam",
+            "gradcam_sanity_synthetic-tiny_random_hirescam",
             *(f"tsne_synthetic-tiny_{kind}" for kind in ("person", "camera", "images")),
         )
     } | {f"ranklist_synthetic-tiny_worst.{kind}" for kind in ("csv", "tex", "md")}  # fmt: skip

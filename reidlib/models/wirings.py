@@ -1,12 +1,14 @@
 """How trunk and heads are wired, and the model that the rest of the workbook sees.
 
 Every wiring is called as `wiring(backbone, head, sizes)`, with the two factories of a declaration, and gives a network
-of the class `Network`: `features(x, camids=None)`, `outputs(x, camids=None)`, `feature_dim`, `cam_layer`, `cam_map`.
+of the class `Network`: `features(x, camids=None)`, `outputs(x, camids=None)`, `feature_dim`, `branches`, `cam_layer`,
+`cam_map`, `cam_blocks`.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,6 +59,16 @@ class Network(RetrievalModule):
         return self.backbone.cam_map(activation) if hasattr(self.backbone, "cam_map") else activation
 
     @property
+    def cam_blocks(self) -> Sequence[nn.Module]:
+        """A transformer's blocks whose outputs are maps for `cam_map`; empty for other networks."""
+        return getattr(self.backbone, "cam_blocks", ())
+
+    @property
+    def branches(self) -> dict[str, slice]:
+        """Name of a branch → its columns of the feature; empty for a network of one branch."""
+        return {}
+
+    @property
     def min_size(self) -> int:
         """The smallest side of an image that the trunk takes, in pixels."""
         return getattr(self.backbone, "min_size", 32)
@@ -96,7 +108,7 @@ class Branches(Network):
     """A trunk that gives several maps, and a head for each; the feature is theirs in a row.
 
     Args:
-        backbone: Factory of the trunk, whose `channels` is a tuple.
+        backbone: Factory of the trunk, whose `channels` is a tuple; it may have names for its maps, `branch_names`.
         head: One factory for all maps, or a tuple of one each.
         sizes: What the network must know of the data.
         normalise: Scale each head's feature to length 1 first.
@@ -115,6 +127,12 @@ class Branches(Network):
     def feature_dim(self) -> int:
         widths: list[int] = [int(head.feature_dim) for head in self.heads]
         return sum(widths)
+
+    @property
+    def branches(self) -> dict[str, slice]:
+        names = getattr(self.backbone, "branch_names", None) or [str(i + 1) for i in range(len(self.heads))]
+        ends = list(accumulate(int(head.feature_dim) for head in self.heads))
+        return {name: slice(start, end) for name, start, end in zip(names, [0, *ends], ends, strict=False)}
 
     def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
         """Give what each head is called with."""
@@ -166,6 +184,7 @@ class _ThreeEnds(nn.Module):
         end = nn.Sequential(nn.Sequential(*rest), layer4)
         self.branches = nn.ModuleDict({name: copy.deepcopy(end) for name in ("b1", "b2", "b3")})
         self.channels = (trunk.channels,) * 8
+        self.branch_names = ("whole 1", "whole 2", "whole 3", "half 1", "half 2", "third 1", "third 2", "third 3")
         self.cam_layer = nn.Identity()  # sees the maps of all branches
 
     def forward(self, x: Tensor) -> Sequence[Tensor]:
@@ -202,7 +221,7 @@ class _TwoEnds(nn.Module):
         self.shallow, self.middle, end = trunk.cut()
         self.attention = ChannelSelfAttention()
         self.branches = nn.ModuleList(copy.deepcopy(end) for _ in range(2))
-        self.channels = (trunk.channels,) * 2
+        self.channels, self.branch_names = (trunk.channels,) * 2, ("global", "attentive")
         self.cam_layer = nn.Identity()  # sees the maps of both branches
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -227,6 +246,11 @@ class TransReID(Branches):
         self.parts, self.normalise = parts, False
         self.last = nn.ModuleList(copy.deepcopy(last) for _ in range(2 if parts else 1))
         self.heads = nn.ModuleList(head(self.backbone.channels, sizes.num_classes) for _ in range(1 + parts))
+
+    @property
+    def branches(self) -> dict[str, slice]:
+        names = ["whole", *(f"part {i + 1}" for i in range(self.parts))]
+        return dict(zip(names, super().branches.values(), strict=True)) if self.parts else {}
 
     def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
         tokens = self.backbone(x, camids)  # (B, 1 + N, C)
@@ -278,6 +302,8 @@ class ReIDModel(nn.Module):
         interpolation: How images were resized for its published weights; what resizes them is the loader.
         feature_dim: Width of the features.
         cam_layer: The module whose output is the last map; `cam_map(output)` gives it as (B, C, h, w).
+        cam_blocks: A transformer's blocks, whose outputs `cam_map` takes too; empty for other networks.
+        branches: Name of a branch → its columns of the feature; empty for a network of one branch.
 
     Raises:
         TypeError, ValueError: The images are not as described, or too small.
@@ -308,6 +334,14 @@ class ReIDModel(nn.Module):
     @property
     def feature_dim(self) -> int:
         return self.network.feature_dim
+
+    @property
+    def branches(self) -> dict[str, slice]:
+        return getattr(self.network, "branches", {})
+
+    @property
+    def cam_blocks(self) -> Sequence[nn.Module]:
+        return getattr(self.network, "cam_blocks", ())
 
     @property
     def cam_layer(self) -> nn.Module:

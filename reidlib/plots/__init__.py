@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from reidlib.lazy import lazy
 
 if TYPE_CHECKING:  # the public names, each imported on first use
+    from reidlib.plots.cam import cam_correlation as cam_correlation
     from reidlib.plots.cam import cam_note as cam_note
     from reidlib.plots.cam import feature_cam as feature_cam
     from reidlib.plots.cam import similarity_cam as similarity_cam
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.plots.curves import training_curves as training_curves
     from reidlib.plots.images import batch_sheet as batch_sheet
     from reidlib.plots.images import cam_figure as cam_figure
+    from reidlib.plots.images import cam_sheet as cam_sheet
     from reidlib.plots.images import class_sheet as class_sheet
     from reidlib.plots.images import contact_sheet as contact_sheet
     from reidlib.plots.images import overlay as overlay

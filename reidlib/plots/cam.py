@@ -6,16 +6,24 @@ fixed is the decomposition of Stylianou et al. (WACV 2019) and Zhu et al. ("Visu
 Learning", 2019). Without it the gradient vanishes as the two images grow alike, just where the question is what the
 similarity rests on.
 
+For the same reason every length that the network itself divides by is held fixed: in `torch.nn.functional.normalize`
+(HACNN gives each branch's feature the length 1) and in layer norms, as in Ali et al. ("XAI for Transformers", ICML
+2022, arXiv 2202.07304). Otherwise the map of an image with itself is zero for HACNN and for an untrained ViT.
+
 The methods are those of the grad-cam library (pytorch_grad_cam). Here the library gives the map as it comes from the
-layer, without its rescaling of each map to [0, 1], so that maps can be drawn on one scale.
+layer, without its rescaling of each map to [0, 1], so that maps can be drawn on one scale. Attention rollout is
+written here: it takes attention matrices, not a map and its gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from reidlib.errors import unknown_name
 
@@ -58,29 +66,84 @@ _METHODS = {
         "Eigen-Grad-CAM: the projection of centred gradient × activation on its first principal component, whose sign "
         "is arbitrary",
     ),
+    "rollout": (
+        "",
+        "Attention rollout (Abnar and Zuidema, ACL 2020): the attention of each block, averaged over its heads, with "
+        "half an identity for the residual, multiplied from the first block to the last: how much of the class "
+        "token, or of the mean token, comes from each patch. It uses neither gradient nor match",
+    ),
 }
 METHODS = tuple(_METHODS)
 
 
-def cam_note(model: nn.Module, method: str) -> str:
+def cam_note(model: nn.Module, method: str, *, branch: str = "", block: int = 0) -> str:
     """Which module of `model` the maps are read at, and what `method` draws, as sentences for a page.
 
-    Raises ValueError for an unknown method, with the nearest one, and for a model without maps.
+    Args:
+        model, branch, block: As in `feature_cam`.
+        method: One of METHODS.
+
+    Raises:
+        ValueError: for an unknown method or branch, with the nearest names, for a block that the model does not have,
+            and for a model without maps.
     """
-    layer = _cam_layer(model)
     if method not in _METHODS:
         raise unknown_name("CAM method", method, METHODS)
+    layer = _cam_layer(model, block)
+    _columns(model, branch)
+    if method == "rollout":
+        if branch:
+            raise ValueError(f"method 'rollout' does not tell branches apart: leave branch empty, not {branch!r}")
+        return f"{_METHODS[method][1]}."
     name = next((name for name, module in model.named_modules() if module is layer), type(layer).__name__)
-    return f"Read at {name}. {_METHODS[method][1]}. What is negative is drawn as 0."
+    part = f" The similarity is that of the branch “{branch}” alone." if branch else ""
+    return f"Read at {name}. {_METHODS[method][1]}. What is negative is drawn as 0.{part}"
 
 
-def _cam_layer(model: nn.Module) -> nn.Module:
-    layer = getattr(model, "cam_layer", None)
+def _cam_layer(model: nn.Module, block: int = 0) -> nn.Module:
+    name, blocks = getattr(model, "name", type(model).__name__), getattr(model, "cam_blocks", ())
+    if block and not 1 <= block <= len(blocks):
+        found = f"has blocks 1 to {len(blocks)}" if blocks else "is no transformer with blocks to choose from"
+        raise ValueError(f"there is no block {block}: {name} {found}; block 0 is its last map")
+    layer = blocks[block - 1] if block else getattr(model, "cam_layer", None)
     if not isinstance(layer, nn.Module):
-        raise ValueError(
-            f"{type(model).__name__} has no maps to explain: set cam_layer to the module whose output is its last map"
-        )
+        raise ValueError(f"{name} has no maps to explain: set cam_layer to the module whose output is its last map")
     return layer
+
+
+def _columns(model: nn.Module, branch: str) -> slice:
+    """The columns of the feature that are the branch's; all of them for an empty name."""
+    if not branch:
+        return slice(None)
+    branches: Mapping[str, slice] = getattr(model, "branches", {})
+    if branch in branches:
+        return branches[branch]
+    if not branches:
+        name = getattr(model, "name", type(model).__name__)
+        raise ValueError(f"there is no branch {branch!r}: {name} is of one branch; leave branch empty")
+    raise unknown_name("branch", branch, branches)
+
+
+class _LengthsHeld(TorchFunctionMode):
+    """Within it the lengths that a network divides by are constants for the gradient; no value changes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        held: dict[Any, Callable[..., Tensor]] = {F.normalize: _normalize, F.layer_norm: _layer_norm}
+        return held.get(func, func)(*args, **(kwargs or {}))
+
+
+def _normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    return x / x.detach().norm(p, dim, keepdim=True).clamp(min=eps)
+
+
+def _layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    dims = tuple(range(-len(shape), 0))
+    x = x - x.mean(dims, keepdim=True)
+    x = x * (x.detach().square().mean(dims, keepdim=True) + eps).rsqrt()
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
 
 
 class _Similarity(nn.Module):
@@ -90,16 +153,18 @@ class _Similarity(nn.Module):
         model: gives feats (B, D).
         camids: (B,) int64, or None.
         partner: for each image the index in the batch of the one that it is compared with.
+        columns: of the feature, those that are counted; both lengths are always those of the whole feature.
     """
 
-    def __init__(self, model: nn.Module, camids: Tensor | None, partner: list[int]) -> None:
+    def __init__(self, model: nn.Module, camids: Tensor | None, partner: list[int], columns: slice) -> None:
         super().__init__()
-        self.model, self.camids, self.partner = model, camids, partner
+        self.model, self.camids, self.partner, self.columns = model, camids, partner, columns
 
     def forward(self, images: Tensor) -> Tensor:
-        feats = self.model(images) if self.camids is None else self.model(images, self.camids)  # (B, D)
-        lengths = feats.detach().norm(dim=1).clamp(min=1e-12)
-        return (feats * normalize(feats.detach(), dim=1)[self.partner]).sum(1) / lengths
+        with _LengthsHeld():
+            feats = self.model(images) if self.camids is None else self.model(images, self.camids)  # (B, D)
+            unit = F.normalize(feats, dim=1)
+        return (unit * unit.detach()[self.partner])[:, self.columns].sum(1)
 
 
 @contextmanager
@@ -119,18 +184,23 @@ def _frozen_in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _cams(model: nn.Module, images: Tensor, camids: Tensor | None, partner: list[int], method: str) -> Tensor:
+def _cams(
+    model: nn.Module, images: Tensor, camids: Tensor | None, partner: list[int], method: str, branch: str, block: int
+) -> Tensor:
     """Maps (B, h, w) of the similarity of images[i] with images[partner[i]], as a function of images[i]."""
     import pytorch_grad_cam
 
-    cam_note(model, method)  # raises for an unknown one
-    name, layer = type(model).__name__, _cam_layer(model)
+    cam_note(model, method, branch=branch, block=block)  # raises for unknown names
+    name, layer = getattr(model, "name", type(model).__name__), _cam_layer(model, block)
     device = next(model.parameters()).device
     with _frozen_in_eval_mode(model):
         # Copies, as tensors made in inference mode take no part in a backward pass.
         pixels = images.to(device, copy=True)
         pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
-        similarity = _Similarity(model, None if camids is None else camids.to(device, copy=True), partner)
+        camids = None if camids is None else camids.to(device, copy=True)
+        if method == "rollout":
+            return _rollout(model, pixels, camids, block).to(images.device)
+        similarity = _Similarity(model, camids, partner, _columns(model, branch))
         reshape = getattr(model, "cam_map", None)  # tokens (B, N, C) → (B, C, h, w), of transformers
         cam = getattr(pytorch_grad_cam, _METHODS[method][0])(similarity, [layer], reshape)
         kept = cam.activations_and_grads
@@ -146,8 +216,61 @@ def _cams(model: nn.Module, images: Tensor, camids: Tensor | None, partner: list
     return torch.from_numpy(maps).float().clamp(min=0).to(images.device)
 
 
+def _rollout(model: nn.Module, pixels: Tensor, camids: Tensor | None, block: int) -> Tensor:
+    """Attention rollout (B, h, w) of the first `block` blocks, of all for 0."""
+    name, layer = getattr(model, "name", type(model).__name__), _cam_layer(model)
+    attentions: list[Tensor] = []  # (B, heads, N, N)
+    shapes: list[torch.Size] = []
+    # Attention of timm: fused, it gives no matrix; otherwise the matrix passes through the dropout `attn_drop`.
+    modules = [module for module in model.modules() if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")]
+    fused = [module.fused_attn for module in modules]
+    hooks = [module.attn_drop.register_forward_hook(lambda m, x, y: attentions.append(y)) for module in modules]
+    reshape = getattr(model, "cam_map", None) or (lambda output: output)
+    hooks.append(layer.register_forward_hook(lambda m, x, y: shapes.append(reshape(y).shape)))
+    try:
+        for module in modules:
+            module.fused_attn = False
+        with torch.no_grad():
+            model(pixels) if camids is None else model(pixels, camids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, was in zip(modules, fused, strict=True):
+            module.fused_attn = was
+    (height, width), whole = shapes[0][2:], len(pixels)
+    # TransReID's last block attends once more, within each of its shuffled parts: those are left out.
+    attentions = [a.float().mean(1) for a in attentions if a.ndim == 4 and len(a) == whole and a.shape[2] == a.shape[3]]
+    attentions = [a for a in attentions if a.shape[1] == attentions[0].shape[1] >= height * width][: block or None]
+    if not attentions:
+        raise ValueError(f"{name} has no attention over all its patches: method 'rollout' is for vision transformers")
+    rolled = torch.eye(attentions[0].shape[1], device=pixels.device)
+    for attention in attentions:
+        rolled = (attention + torch.eye(len(rolled[-1]), device=pixels.device)) / 2 @ rolled
+    prefix = rolled.shape[1] - height * width  # class token and registers
+    row = rolled[:, 0] if prefix else rolled.mean(1)
+    return row[:, prefix:].unflatten(1, (height, width))
+
+
+def cam_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Spearman's rank correlation of the maps `one[i]` and `other[i]`, both (B, h, w): (B,), NaN for a constant map."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(np.asarray(maps.cpu()).reshape(len(maps), -1), axis=1) for maps in (one, other)]
+    ranks = [r - r.mean(1, keepdims=True) for r in ranks]
+    with np.errstate(invalid="ignore"):
+        rho = (ranks[0] * ranks[1]).sum(1) / np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
+    return torch.from_numpy(rho)
+
+
 def feature_cam(
-    model: nn.Module, images: Tensor, camids: Tensor | None = None, *, method: str = "hirescam", batch_size: int = 32
+    model: nn.Module,
+    images: Tensor,
+    camids: Tensor | None = None,
+    *,
+    method: str = "hirescam",
+    branch: str = "",
+    block: int = 0,
+    batch_size: int = 32,
 ) -> Tensor:
     """Maps of the similarity of each image with itself: where its feature comes from.
 
@@ -158,6 +281,10 @@ def feature_cam(
         images: (B, 3, H, W), uint8 or float in [0, 1].
         camids: (B,) int64, for a model that uses the camera.
         method: one of METHODS; `cam_note` says what it draws.
+        branch: a key of `model.branches`: only what its columns of the feature add to the similarity. The maps of all
+            branches, before negative values are cut off, sum to that of the whole feature ("" for that).
+        block: read the maps at the output of `model.cam_blocks[block - 1]`, of transformers; 0: at `cam_layer`.
+            "rollout" goes as far as this block.
         batch_size: images in a forward and backward pass.
 
     Returns:
@@ -167,11 +294,11 @@ def feature_cam(
         bias, the mean of a BNNeck, a LayerNorm or other branches have the rest.
 
     Raises:
-        ValueError: for an unknown method, or a model without maps.
+        ValueError: for an unknown method, branch or block, or a model without maps.
     """
     cameras = [None] * len(images) if camids is None else camids.split(batch_size)
     batches = zip(images.split(batch_size), cameras, strict=False)
-    return torch.cat([_cams(model, x, c, list(range(len(x))), method) for x, c in batches])
+    return torch.cat([_cams(model, x, c, list(range(len(x))), method, branch, block) for x, c in batches])
 
 
 def similarity_cam(
@@ -182,12 +309,14 @@ def similarity_cam(
     gallery_camids: Tensor | None = None,
     *,
     method: str = "hirescam",
+    branch: str = "",
+    block: int = 0,
     batch_size: int = 16,
 ) -> tuple[Tensor, Tensor]:
     """Maps of the similarity of each pair (query i, gallery i), in both images.
 
     Args:
-        model, method: as in `feature_cam`.
+        model, method, branch, block: as in `feature_cam`.
         query_images, gallery_images: (B, 3, H, W) each, of one shape, uint8 or float in [0, 1].
         query_camids, gallery_camids: (B,) int64, or None.
         batch_size: pairs in a forward and backward pass.
@@ -196,7 +325,7 @@ def similarity_cam(
         The maps of the queries and those of the gallery images, each (B, h, w) as in `feature_cam`.
 
     Raises:
-        ValueError: for two shapes, an unknown method, or a model without maps.
+        ValueError: for two shapes, an unknown method, branch or block, or a model without maps.
     """
     if query_images.shape != gallery_images.shape:
         raise ValueError(f"pairs need equal shapes: {tuple(query_images.shape)}, {tuple(gallery_images.shape)}")
@@ -210,7 +339,7 @@ def similarity_cam(
         if query_camids is not None and gallery_camids is not None:
             camids = torch.cat([query_camids[part], gallery_camids[part]])
         pairs = len(images) // 2
-        both = _cams(model, images, camids, [*range(pairs, 2 * pairs), *range(pairs)], method)
+        both = _cams(model, images, camids, [*range(pairs, 2 * pairs), *range(pairs)], method, branch, block)
         maps.append(both.unflatten(0, (2, pairs)))
     queries, matches = torch.cat(maps, dim=1)
     return queries, matches

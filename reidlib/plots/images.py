@@ -4,7 +4,7 @@ A sample is anything with `path`, `pid` and `camid`. Every figure is one grid of
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,11 +17,13 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from reidlib.decoding import decode_image
+from reidlib.errors import unknown_name
 from reidlib.plots.names import Named, camera_name, person_name
 from reidlib.plots.style import GREY, PAGE, PALE, VERDICTS, Figure, array, fit_title, shorten, styled, text_width
 
 _WIDTH, _GAP, _LINE = 0.62, 0.13, 0.135  # of an image half as wide as high, between images, of a line of text: inches
 _MARGIN, _FONT = 0.15, 7  # inches; points, of captions
+_BAR = 0.62  # inches, of a colour bar beside a row with its numbers
 _DPI = 206  # to which images are reduced: 256 × 128 pixels at full size
 _NOTE = (
     "✓ solid frame: the same person; ✗ dashed: another; ⊘ dotted: not counted. Below: cosine similarity, person, camera"
@@ -58,7 +60,7 @@ def _grid(
     gap: float = _GAP,
     set_off: int = 0,
     draw_empty: bool = False,
-    bar: tuple[np.ndarray, str, str] | None = None,
+    scales: Sequence[tuple[str, str, str]] = (),
 ) -> Figure:
     """Rows of cells, None for an empty one. Text that is too long for its column is shortened.
 
@@ -70,7 +72,7 @@ def _grid(
         widths: of the columns, in inches; `height`, of the images; `gap`, between columns.
         set_off: how many columns stand apart on the left.
         draw_empty: draw empty cells as pale boxes.
-        bar: a colour bar below the rows: its image (1, n, 3) uint8, and what its left and its right end mean.
+        scales: what to write at the bottom, the middle and the top of a colour bar beside each row; none if empty.
     """
     widths = widths or [_WIDTH] * len(headers)
     labels = [shorten(label, 1.6, 8.5) for label in labels]
@@ -78,12 +80,12 @@ def _grid(
     lefts = list(accumulate((w + gap for w in widths), initial=_MARGIN + label_width))
     lefts = [x + (1.5 * gap if set_off and i >= set_off else 0) for i, x in enumerate(lefts)]
     needed = min(text_width(title, 8, "bold") + 2 * _MARGIN, PAGE)
-    width = max(lefts[-1] - gap + _MARGIN, needed, 3.6)
+    width = max(lefts[-1] - gap + _MARGIN + (_BAR if scales else 0), needed, 3.6)
     title, title_size = fit_title(title, width - 2 * _MARGIN)
     notes = wrap(note, int((width - 2 * _MARGIN) / 0.065))
     top = _MARGIN + 0.19 * bool(title) + 0.15 * len(notes) + (0.06 if title or notes else 0)
     step = height + lines * _LINE + _GAP
-    deep = top + 0.22 + step * len(rows) + (0.3 if bar else 0.02)
+    deep = top + 0.22 + step * len(rows) + 0.02
 
     figure = Figure(figsize=(width, deep))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(deep, 0), autoscale_on=False)
@@ -118,19 +120,23 @@ def _grid(
                 text = shorten(caption, w + 0.8 * gap, _FONT, weight)
                 below = y + height + 0.14 + n * _LINE
                 axes.text(x + w / 2, below, text, ha="center", size=_FONT, weight=weight)
-    if bar:
-        image, low, high = bar
-        left, right, y = _MARGIN + 0.12, _MARGIN + 1.32, deep - 0.18
-        axes.imshow(image, extent=(left, right, y + 0.06, y - 0.06), aspect="auto")
-        axes.text(left - 0.06, y, low, ha="right", va="center", size=8, color=GREY)
-        axes.text(right + 0.06, y, high, va="center", size=8, color=GREY)
+        if scales:
+            left = lefts[len(widths)] - gap + 0.1
+            axes.imshow(_colour_bar(), extent=(left, left + 0.1, y + height, y), aspect="auto")
+            for share, text in zip((0, 0.5, 1), scales[i], strict=True):
+                at = y + 0.05 + (1 - share) * (height - 0.1)
+                axes.text(left + 0.14, at, text, va="center", size=_FONT, color=GREY)
     return figure
 
 
-def _page_share(units: float, gaps: float) -> tuple[float, float]:
-    """Width of an image and of a gap, in inches, so that `units` images and `gaps` gaps fit on a page, down to 0.36."""
-    gap = _GAP if units * _WIDTH + gaps * _GAP + 2 * _MARGIN <= PAGE else 0.6 * _GAP
-    return float(np.clip((PAGE - 2 * _MARGIN - gaps * gap) / units, 0.36, _WIDTH)), gap
+def _page_share(units: float, gaps: float, beside: float = 0) -> tuple[float, float]:
+    """Width of an image and of a gap, in inches, so that `units` images and `gaps` gaps fit on a page, down to 0.36.
+
+    `beside`: inches that are needed for something else.
+    """
+    room = PAGE - 2 * _MARGIN - beside
+    gap = _GAP if units * _WIDTH + gaps * _GAP <= room else 0.6 * _GAP
+    return float(np.clip((room - gaps * gap) / units, 0.36, _WIDTH)), gap
 
 
 @styled
@@ -391,6 +397,30 @@ def overlay(image: np.ndarray, cam: Any, top: float | None = None) -> np.ndarray
     return laid.astype(np.uint8)
 
 
+def _colour_bar() -> np.ndarray:
+    """What `overlay` draws over mid-grey, from 0 at the bottom to the highest value at the top."""
+    return overlay(np.full((128, 8, 3), 128, np.uint8), np.tile(np.linspace(1, 0, 128)[:, None], 8), 1)
+
+
+_SCALES = {
+    "row": "One scale for each row, on its right; brightness may be compared along a row",
+    "page": "One scale over the page, on the right; brightness may be compared everywhere",
+    "map": "Each map has a scale of its own, up to its max below it; brightness may not be compared",
+}
+
+
+def _tops(scale: str, maps: Sequence[Sequence[np.ndarray]]) -> list[float]:
+    """The value that is drawn brightest in each row, 1 for "map"."""
+    if scale not in _SCALES:
+        raise unknown_name("value of scale", scale, _SCALES)
+    tops = [max(float(each.max(initial=0)) for each in row) for row in maps]
+    return {"row": tops, "page": [max(tops)] * len(tops), "map": [1.0] * len(tops)}[scale]
+
+
+def _scale_texts(scale: str, tops: Sequence[float]) -> list[tuple[str, str, str]]:
+    return [("≤ 0", "max/2", "max") if scale == "map" else ("≤ 0", f"{top / 2:.2g}", f"{top:.2g}") for top in tops]
+
+
 @styled
 def cam_figure(
     queries: Sequence[Any],
@@ -402,31 +432,37 @@ def cam_figure(
     match_cams: Any,
     *,
     ap: Any = None,
+    scale: str = "row",
     title: str = "",
     note: str = "",
     dataset: Named | None = None,
 ) -> Figure:
     """One row a query: the query, the CAM of its feature, then each match as a pair with the CAM of their similarity.
 
-    All maps of a row are drawn on one scale, from 0 to the highest value in the row, which stands below the second
-    image, so that brightness may be compared along a row; from row to row the numbers may.
+    A colour bar with numbers beside each row says what its brightness means.
 
     Args:
         queries, gallery, ranked, similarity, ap, title, note, dataset: as in `rank_list`.
         feature_cams: (Q, h, w) from `feature_cam`.
         query_cams: (Q, k, h, w), the first result of `similarity_cam`; ignored where `ranked` is -1.
         match_cams: (Q, k, h, w), the second.
+        scale: "row": from 0 to the highest value in the row; "page": to the highest value on the page.
+
+    Raises:
+        ValueError: if shapes or indices do not fit, or for an unknown scale.
     """
     ranked, similarity, ap = _checked(queries, gallery, ranked, similarity, ap)
     feature_cams, query_cams, match_cams = map(array, (feature_cams, query_cams, match_cams))
+    if scale == "map":
+        raise ValueError("scale 'map' is for cam_sheet: the maps of a pair are compared, choose 'row' or 'page'")
     between, rows = np.full((256, 4, 3), 255, np.uint8), []
-    for i, query in enumerate(queries):
-        shown = ranked[i] >= 0
-        top = max(maps.max(initial=0) for maps in (feature_cams[i], query_cams[i][shown], match_cams[i][shown]))
+    shown = ranked >= 0
+    tops = _tops(scale, [(feature_cams[i], query_cams[i][s], match_cams[i][s]) for i, s in enumerate(shown)])
+    for i, (query, top) in enumerate(zip(queries, tops, strict=True)):
         image = _stretched(query)
         row: list[_Cell | None] = [
             _Cell(image, (_query_caption(ap[i]), *_names(query, dataset))),
-            _Cell(overlay(image, feature_cams[i], top), ("max", f"{top:.2g}")),
+            _Cell(overlay(image, feature_cams[i], top)),
         ]
         for j, index in enumerate(ranked[i]):
             match = gallery[index]
@@ -436,15 +472,63 @@ def cam_figure(
             row.append(_Cell(np.hstack(pair), captions, verdict) if index >= 0 else None)
         rows.append(row)
     k = ranked.shape[1]
-    width, gap = _page_share(2 + 2 * k, 3.5 + k)
+    width, gap = _page_share(2 + 2 * k, 3.5 + k, _BAR)
     headers = ["query", "feature", *map(str, range(1, k + 1))]
-    bar = overlay(np.full((8, 128, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 128), (8, 1)), 1)
-    meaning = "In each pair the query is on the left. Bright: where the similarity comes from; each row has one scale"
+    meaning = (
+        "In each pair the query is on the left. Bright: where the similarity comes from; white line: half of the top"
+    )
     return _grid(
         rows,
-        **{"title": title, "headers": headers, "note": ". ".join(filter(None, (note, _NOTE, meaning)))},
+        **{"title": title, "headers": headers, "note": ". ".join(filter(None, (note, _NOTE, meaning, _SCALES[scale])))},
         **{"lines": 3, "widths": [width, width] + [2 * width + 0.02] * k, "height": 2 * width, "gap": gap},
-        **{"set_off": 2, "bar": (bar, "0", "the row's max, written below its second image; white line: half of it")},
+        **{"set_off": 2, "scales": _scale_texts(scale, tops)},
+    )
+
+
+@styled
+def cam_sheet(
+    samples: Sequence[Any],
+    maps: Mapping[str, Any],
+    *,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    scale: str = "row",
+    title: str = "",
+    note: str = "",
+    dataset: Named | None = None,
+) -> Figure:
+    """One row an image: the image, then several CAMs of it, such as those of a network's branches or blocks.
+
+    Args:
+        samples: N samples.
+        maps: header of a column → its maps (N, h, w).
+        captions: header → one line below each of its maps.
+        scale: "row": from 0 to the highest value in the row; "page": to the highest value on the page; "map": each map
+            to its own highest value, written below it.
+        title: above the figure.
+        note: below the title.
+        dataset: that the samples are of, which knows the names of people and cameras.
+
+    Raises:
+        ValueError: for an unknown scale.
+    """
+    found = {header: array(each) for header, each in maps.items()}
+    tops = _tops(scale, [[each[i] for each in found.values()] for i in range(len(samples))])
+    rows = []
+    for i, (sample, top) in enumerate(zip(samples, tops, strict=True)):
+        image = _stretched(sample)
+        row = [_Cell(image, _names(sample, dataset))]
+        for header, each in found.items():
+            own = (f"max {each[i].max():.2g}",) if scale == "map" else ()
+            line = (captions[header][i],) if captions and header in captions else ()
+            row.append(_Cell(overlay(image, each[i], None if scale == "map" else top), own + line))
+        rows.append(row)
+    width, gap = _page_share(1 + len(maps), 1.5 + len(maps), _BAR)
+    column = max(width, min(0.6, (PAGE - 2 * _MARGIN - _BAR) / (1 + len(maps)) - gap))  # wide enough for the headers
+    return _grid(
+        rows,
+        **{"title": title, "headers": ["", *maps], "note": ". ".join(filter(None, (note, _SCALES[scale])))},
+        **{"lines": 2, "widths": [column] * (1 + len(maps)), "height": 2 * width, "gap": gap, "set_off": 1},
+        scales=_scale_texts(scale, tops),
     )
 
 

@@ -247,8 +247,11 @@ class Run(RunFolder):
 
     # The model
 
-    def load_model(self, device: "torch.device | str | None" = None) -> "ReIDModel":
-        """The run's best model, in eval mode, on `device` (default: the GPU where there is one)."""
+    def load_model(self, device: "torch.device | str | None" = None, *, random: int | None = None) -> "ReIDModel":
+        """The run's best model, in eval mode, on `device` (default: the GPU where there is one).
+
+        `random`: The same network with random weights drawn by this seed instead.
+        """
         import torch
 
         from reidlib.models import create_model
@@ -256,10 +259,13 @@ class Run(RunFolder):
 
         about = self.read_json("model.json")
         keep = ("num_classes", "num_cameras")
-        model = create_model(
-            about["name"], input_size=tuple(about["input_size"]), **{k: about[k] for k in keep if about.get(k)}
-        )
-        record.load_weights(self, model)
+        with torch.random.fork_rng():
+            torch.manual_seed(random or 0)
+            model = create_model(
+                about["name"], input_size=tuple(about["input_size"]), **{k: about[k] for k in keep if about.get(k)}
+            )
+        if random is None:
+            record.load_weights(self, model)
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
     def cameras(self, dataset: "ReIDDataset") -> dict[int, int] | None:

@@ -236,7 +236,7 @@ def cams(
     *,
     cameras: dict[int, int] | None = None,
     interpolation: str = "bilinear",
-    method: str = "hirescam",
+    **how: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The maps that `plots.cam_figure` draws.
 
@@ -245,26 +245,49 @@ def cams(
         queries, gallery, ranked, similarity: the result of `rank_rows`, R queries with k matches each.
         cameras: camid → index that the model takes; None for a model that uses no camera.
         interpolation: how images are resized to what the model takes, "bilinear" or "bicubic".
-        method: one of `plots.cam`'s METHODS.
+        how: method, branch and block, as in `plots.feature_cam`.
 
     Returns:
         Maps (R, h, w) of the queries' features, then (R, k, h, w) of the query and of the match of each pair, float32.
     """
-    from reidlib.plots import feature_cam, similarity_cam
+    from reidlib.plots import similarity_cam
 
     matches = [gallery[i] for i in ranked.flatten().tolist()]
-    left, right = (
-        torch.stack([read_image(s.path, model.input_size, interpolation=interpolation) for s in side])
-        for side in (queries, matches)
-    )
-    left_cams, right_cams = (
-        torch.tensor([(cameras or {}).get(s.camid, -1) for s in side]) for side in (queries, matches)
-    )
+    (left, left_cams), (right, right_cams) = (_inputs(model, s, cameras, interpolation) for s in (queries, matches))
     k = ranked.shape[1]
     pairs = similarity_cam(
-        model, left.repeat_interleave(k, 0), right, left_cams.repeat_interleave(k), right_cams, method=method
+        model, left.repeat_interleave(k, 0), right, left_cams.repeat_interleave(k), right_cams, **how
     )  # 2 × (R·k, h, w)
-    return feature_cam(model, left, left_cams, method=method), *(maps.unflatten(0, (-1, k)) for maps in pairs)
+    own = image_cams(model, queries, cameras=cameras, interpolation=interpolation, **how)
+    return own, *(maps.unflatten(0, (-1, k)) for maps in pairs)
+
+
+def image_cams(
+    model: ReIDModel,
+    samples: Sequence[Sample],
+    *,
+    cameras: dict[int, int] | None = None,
+    interpolation: str = "bilinear",
+    **how: Any,
+) -> Tensor:
+    """The maps (N, h, w) of the features of N images; arguments as for `cams`."""
+    from reidlib.plots import feature_cam
+
+    return feature_cam(model, *_inputs(model, samples, cameras, interpolation), **how)
+
+
+def _inputs(
+    model: ReIDModel, samples: Sequence[Sample], cameras: dict[int, int] | None, interpolation: str
+) -> tuple[Tensor, Tensor]:
+    images = [read_image(s.path, model.input_size, interpolation=interpolation) for s in samples]
+    return torch.stack(images), torch.tensor([(cameras or {}).get(s.camid, -1) for s in samples])
+
+
+def cam_parts(model: ReIDModel, method: str = "hirescam") -> dict[str, dict[str, dict[str, Any]]]:
+    """Kind of part ("branches", "blocks") → name of the part → what chooses it in `image_cams`, where there are any."""
+    branches = {} if method == "rollout" else {name: {"branch": name} for name in model.branches}
+    blocks = {f"block {i + 1}": {"block": i + 1} for i in range(len(model.cam_blocks))}
+    return {kind: parts for kind, parts in (("branches", branches), ("blocks", blocks)) if parts}
 
 
 def below(path: str | Path, root: str | Path) -> str:

@@ -128,7 +128,7 @@ class HACNN(nn.Module):
         self.local_conv3 = inception_b(c2, c3)
         # A region is as wide as the map and a quarter as high.
         self.register_buffer("region_scale", torch.diag(torch.tensor([1.0, 0.25])), persistent=False)
-        self.channels = (c3, _REGIONS * c3)
+        self.channels, self.branch_names = (c3, _REGIONS * c3), ("global", "local")
 
     @property
     def cam_layer(self) -> nn.Module:

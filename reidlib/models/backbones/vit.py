@@ -80,6 +80,15 @@ class ViT(nn.Module):
         patches = self.cam_layer(tokens[:, 1:].transpose(1, 2).unflatten(2, size))
         return torch.cat([tokens[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
+    @property
+    def cam_blocks(self) -> list[nn.Module]:
+        """All blocks but the last: of its output only the class token is used."""
+        return list(self.blocks)
+
+    def cam_map(self, activation: Tensor) -> Tensor | None:
+        """A block's tokens as a map (B, 768, h, w), for images of `input_size`; a map stays as it is."""
+        return activation if activation.ndim == 4 else activation[:, 1:].transpose(1, 2).unflatten(2, self.grid)
+
     def _positions(self, size: torch.Size) -> Tensor:
         return self.pos_embed if tuple(size) == self.grid else _resized(self.pos_embed, self.grid, size)
 

@@ -129,6 +129,11 @@ class TimmTrunk(Wrapped):
                 return activation[:, prefix:].transpose(1, 2).unflatten(2, grid)
         return None
 
+    @property
+    def cam_blocks(self) -> Sequence[nn.Module]:
+        """The blocks of a network of tokens (ViT, EVA, mixers)."""
+        return () if self.gives_map else list(getattr(self.net, "blocks", ()))
+
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """timm's weights under the keys of this trunk."""
         return {f"net.{key}": tensor for key, tensor in state.items()}
