@@ -215,6 +215,12 @@ def test_a_model_comes_back_from_its_folder() -> None:
     with torch.inference_mode():
         assert torch.equal(model(images), back(images))
     assert (back.num_classes, back.input_size, back.training) == (3, (64, 32), False)
+    state = torch.random.get_rng_state()
+    one, same, other = (run.load_model("cpu", random=seed) for seed in (1, 1, 2))
+    with torch.inference_mode():
+        assert torch.equal(one(images), same(images))
+        assert not any(torch.allclose(one(images), net(images)) for net in (other, back))
+    assert torch.equal(torch.random.get_rng_state(), state)
     about = run.read_json("model.json")
     assert about["mean"] == [0.485, 0.456, 0.406]
     (run.path / "model.safetensors").write_bytes(b"\0" * 10)

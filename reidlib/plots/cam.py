@@ -222,7 +222,7 @@ def _rollout(model: nn.Module, pixels: Tensor, camids: Tensor | None, block: int
     attentions: list[Tensor] = []  # (B, heads, N, N)
     shapes: list[torch.Size] = []
     # Attention of timm: fused, it gives no matrix; otherwise the matrix passes through the dropout `attn_drop`.
-    modules = [module for module in model.modules() if hasattr(module, "fused_attn") and hasattr(module, "attn_drop")]
+    modules: list[Any] = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
     fused = [module.fused_attn for module in modules]
     hooks = [module.attn_drop.register_forward_hook(lambda m, x, y: attentions.append(y)) for module in modules]
     reshape = getattr(model, "cam_map", None) or (lambda output: output)
