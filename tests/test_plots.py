@@ -97,7 +97,7 @@ def held_unit(x, dim):
     return torch.stack([row / row.norm().item() for row in x])
 
 
-def naive_cam(net, image, partner, method, camid=None):
+def naive_cam(net, image, partner, method, camid=None, columns=slice(None)):
     """One map (h, w) by the book, position by position and channel by channel; lists of Python floats."""
     outputs = []
     handle = net.cam_layer.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -107,7 +107,7 @@ def naive_cam(net, image, partner, method, camid=None):
         handle.remove()
         with torch.no_grad():
             other = net(partner[None], camid)[0]
-        cosine = (feat * other).sum() / (feat.norm().detach() * other.norm())
+        cosine = (feat * other)[columns].sum() / (feat.norm().detach() * other.norm())
         (gradient,) = torch.autograd.grad(cosine, outputs[0])
     as_map = getattr(net, "cam_map", lambda output: output)
     a, g = (as_map(x.detach())[0].double().tolist() for x in (outputs[0], gradient))
@@ -127,7 +127,7 @@ def naive_cam(net, image, partner, method, camid=None):
 # One small model of each kind of wiring, and where branches split; the rest is in the slow sweep.
 WIRINGS = {
     "osnet_x0_25": (128, 64),
-    "deit_transreid": (80, 48),
+    "deit_transreid": (64, 40),
     "densenet121_abd": (64, 32),
     "hacnn": (160, 64),
     "mgn_R50_fastreid": (64, 32),
@@ -249,6 +249,9 @@ def test_a_branch_has_the_map_of_its_own_columns(of_the_zoo):
     ]
     *_, (last, columns) = net.branches.items()
     own = plots.feature_cam(net, pair, camid, branch=last)
+    want = torch.tensor(naive_cam(net, pair[0], pair[0], "hirescam", camid[:1], columns), dtype=torch.float64)
+    torch.testing.assert_close(own[0].double(), want, atol=1e-5 * want.amax().item(), rtol=0)
+    assert own.any() == (last != "local"), "HACNN's local branch leaves the network before the map"
     feats = net(pair, camid).detach()
     share = feats[:, columns].norm(dim=1) ** 2 / feats.norm(dim=1) ** 2
     if net.name.startswith("mgn"):  # average pooling and a linear layer follow: the map sums to the share, or more
