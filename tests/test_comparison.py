@@ -7,7 +7,7 @@ import torch
 from test_ranked import ranked  # noqa: F401, a fixture
 
 from reidlib import plots
-from reidlib.evaluation import bootstrap
+from reidlib.evaluation import bootstrap, pair_histogram, verify
 from reidlib.workbook.comparison import ap_table, moved_queries, over_seeds, score_table, settings_that_differ
 
 
@@ -88,3 +88,27 @@ def test_the_figures_say_how_many_and_refuse_what_does_not_fit(ranked, other) ->
     assert best.get_xydata().tolist() == [[2, 40]]
     with pytest.raises(ValueError, match="no run has a score called 'rank1'"):
         plots.learning_curves({"a": rows}, "rank1")
+
+
+def test_pairs_are_counted_as_by_a_naive_loop_and_agree_with_the_thresholds(ranked) -> None:  # noqa: F811
+    query, gallery, *ids = ranked.inputs
+    found = pair_histogram(*ranked.inputs, bins=40, block_size=5)
+    naive = torch.zeros(2, 40, dtype=torch.int64)
+    query_pids, gallery_pids, query_camids, gallery_camids = (x.tolist() for x in ids)
+    for i in range(len(query)):
+        for j in range(len(gallery)):
+            similarity = float(torch.nn.functional.cosine_similarity(query[i], gallery[j], dim=0))
+            same = query_pids[i] == gallery_pids[j]
+            if gallery_pids[j] != -1 and not (same and query_camids[i] == gallery_camids[j]):
+                naive[int(not same), int((similarity + 1) * 20)] += 1
+    assert torch.equal(found.same, naive[0])
+    assert torch.equal(found.different, naive[1])
+    far, tar = pair_histogram(*ranked.inputs, bins=20_000).roc()
+    exact = verify(*ranked.inputs, fars=(0.1,))
+    at = int((1 - exact.threshold[0.1] + 1) * 10_000)
+    assert float(tar[at]) == pytest.approx(exact.tar[0.1], abs=0.01)
+    assert float(far[at]) <= 0.101
+    figure = plots.pair_similarities(found.edges, found.same, found.different, {0.1: 1 - exact.threshold[0.1]})
+    assert [len(axes.lines) for axes in figure.axes] == [1, 2]
+    with pytest.raises(ValueError, match="0 pairs of one person, 40 of two"):
+        plots.pair_similarities(found.edges, torch.zeros(40), torch.ones(40))

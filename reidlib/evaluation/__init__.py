@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.evaluation.features import ranking_inputs as ranking_inputs
     from reidlib.evaluation.protocols import bootstrap as bootstrap
     from reidlib.evaluation.protocols import evaluate_camera_pairs as evaluate_camera_pairs
+    from reidlib.evaluation.protocols import pair_histogram as pair_histogram
     from reidlib.evaluation.protocols import permutation_test as permutation_test
     from reidlib.evaluation.protocols import single_shot as single_shot
     from reidlib.evaluation.protocols import verify as verify

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from reidlib.errors import unknown_name
 from reidlib.evaluation import kernels
@@ -197,6 +198,61 @@ def verify(
         threshold[far] = genuine[accepted - 1].item() if accepted else float("nan")
     auc = 1 - ((nearer + level).double().mean() / (2 * num_impostor)).item()
     return Verification(tar, threshold, auc, num_genuine, num_impostor)
+
+
+@dataclass(frozen=True, eq=False)
+class PairHistogram:
+    """How similar pairs of images are. Cosine similarity in B equal bins.
+
+    Attributes:
+        edges: (B + 1,) float64, from -1 to 1.
+        same: (B,) int64, pairs of one person under two cameras.
+        different: (B,) int64, pairs of two people; distractors are people of their own.
+    """
+
+    edges: Tensor
+    same: Tensor
+    different: Tensor
+
+    def roc(self) -> tuple[Tensor, Tensor]:
+        """Shares of different and of same pairs that are accepted at each edge as threshold, (B + 1,) float64 each."""
+        far, tar = (
+            pad(counts.flip(0).cumsum(0).flip(0).double() / max(int(counts.sum()), 1), (0, 1))
+            for counts in (self.different, self.same)
+        )
+        return far, tar
+
+
+def pair_histogram(
+    query_feats: Feats,
+    gallery_feats: Feats,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    bins: int = 400,
+    block_size: int = 1024,
+) -> PairHistogram:
+    """Count query-gallery pairs by cosine similarity, for a figure; `verify` has exact thresholds.
+
+    Args:
+        bins: Of equal width, from -1 to 1. Similarities are float32 products: one on an edge may fall on either side.
+        block_size: Queries at a time (memory and speed only).
+
+    All other arguments are those of `evaluate_ranking`; junk and pairs of one person under one camera are left out.
+    """
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    query, gallery = (normalize(rows_of(x, "feats").float()) for x in (query_feats, gallery_feats))
+    counts = torch.zeros(2, bins, dtype=torch.int64)
+    for rows in torch.arange(len(query)).split(block_size):
+        bin_of = ((query[rows] @ gallery.T + 1) * (bins / 2)).long().clamp_(0, bins - 1)
+        same = ids.query_pids[rows, None] == ids.gallery_pids
+        junk = (ids.gallery_pids == JUNK) | (ids.query_pids[rows, None] == JUNK)
+        dropped = junk | (same & (ids.query_camids[rows, None] == ids.gallery_camids))
+        for i, kept in enumerate((same & ~dropped, ~same & ~dropped)):
+            counts[i] += torch.bincount(bin_of[kept], minlength=bins)
+    return PairHistogram(torch.linspace(-1, 1, bins + 1, dtype=torch.float64), *counts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.plots.cam import similarity_cam as similarity_cam
     from reidlib.plots.comparison import ap_scatter as ap_scatter
     from reidlib.plots.comparison import learning_curves as learning_curves
+    from reidlib.plots.comparison import pair_similarities as pair_similarities
     from reidlib.plots.curves import ap_histogram as ap_histogram
     from reidlib.plots.curves import cmc_curves as cmc_curves
     from reidlib.plots.curves import score_matrix as score_matrix

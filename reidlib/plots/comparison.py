@@ -1,4 +1,4 @@
-"""Several runs in one figure: a score by epoch, and the average precision of each query in two of them."""
+"""Two things in one figure: runs by epoch, rankings query by query, and pairs of the same and of different people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,4 +71,45 @@ def ap_scatter(first: Any, second: Any, labels: tuple[str, str], title: str = ""
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set_xlabel(f"average precision in {labels[0]} (%)\n{counts}", color=INK)
     axes.set_ylabel(f"average precision in {labels[1]} (%)")
+    return figure
+
+
+@styled
+def pair_similarities(
+    edges: Any, same: Any, different: Any, thresholds: Mapping[float, float] | None = None, title: str = ""
+) -> Figure:
+    """How similar pairs of one person and of two people are, and the ROC of a threshold between them.
+
+    Args:
+        edges: (B + 1,) similarities, the edges of bins.
+        same: (B,) pairs of one person.
+        different: (B,) pairs of two people.
+        thresholds: False accept rate → similarity from which a pair is accepted; drawn in both panels.
+        title: Above the figure.
+
+    Raises:
+        ValueError: There is no pair of one of the two kinds.
+    """
+    edges, same, different = (array(values, np.float64) for values in (edges, same, different))
+    if not (same.sum() and different.sum()):
+        raise ValueError(f"{same.sum():.0f} pairs of one person, {different.sum():.0f} of two: both are needed")
+    figure = titled_figure(title, 8.4, 3.4)
+    left, right = figure.subplots(1, 2)
+    kinds = ((different, "different people", COLOURS[5], "--"), (same, "the same person", COLOURS[0], "-"))
+    for counts, label, colour, line in kinds:
+        share = 100 * counts / counts.sum()
+        left.stairs(share, edges, color=colour, linestyle=line, linewidth=1.6, label=f"{label} ({counts.sum():,.0f})")
+    used = np.flatnonzero(same + different)
+    left.set(xlabel="cosine similarity", ylabel="pairs in a bin (%)", ylim=(0, None))
+    left.set_xlim(edges[used[0]], edges[used[-1] + 1])
+    left.legend(loc="upper left", fontsize=8)
+    accepted = [np.append(counts[::-1].cumsum()[::-1] / counts.sum(), 0) for counts in (different, same)]
+    right.plot(100 * accepted[0], 100 * accepted[1], color=INK)
+    for far, threshold in (thresholds or {}).items():
+        tar = 100 * np.interp(threshold, edges, accepted[1])
+        left.axvline(threshold, color=GREY, linewidth=0.9)
+        right.plot(100 * far, tar, "o", color=COLOURS[0], markersize=5)
+        right.annotate(f"≥ {threshold:.2f}: {tar:.0f} %", (100 * far, tar), (6, -9), textcoords="offset points", size=8)
+    right.set(xscale="log", xlim=(0.005, 100), ylim=(0, 100))
+    right.set(xlabel="different people accepted (%)", ylabel="same person accepted (%)")
     return figure
