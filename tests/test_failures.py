@@ -1,12 +1,13 @@
 """Failures fall into groups by rules that hold on made-up rankings; suspected labels are the swapped ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from test_ranked import ranked  # noqa: F401, a fixture
 
-from reidlib.data.patches import apply_corrections, read_corrections, write_corrections
+from reidlib.data.patches import Correction, apply_corrections, person_key, read_corrections, write_corrections
 from reidlib.data.samples import ReIDDataset, Sample
 from reidlib.evaluation import Features
 from reidlib.workbook import failures as room
@@ -128,3 +129,24 @@ def test_the_buttons_write_the_table_at_once_and_go_on(ranked, tmp_path: Path, m
     again = widgets(ranked, kept[0].found, tmp_path / "fixes.csv", None)
     assert "this one: other" in again.state.value
     apply_corrections(ranked.data, tmp_path / "fixes.csv")
+
+
+def test_labels_are_swapped_in_pairs_and_mended_by_their_table(ranked, tmp_path: Path) -> None:  # noqa: F811
+    data = room.with_swapped_labels(ranked.data, 0.2, seed=1)
+    before, after = ([*d.query, *d.gallery] for d in (ranked.data, data))
+    changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a.pid != b.pid]
+    assert 6 <= len(changed) <= 10
+    assert sorted(before[i].pid for i in changed) == sorted(after[i].pid for i in changed)
+    assert room.with_swapped_labels(ranked.data, 0.2, seed=1) == data
+    assert room.with_swapped_labels(ranked.data, 0) is ranked.data
+    rows = [
+        Correction(data.relative(after[i]), person_key(data, after[i].pid), person_key(data, before[i].pid), "swap")
+        for i in changed
+    ]
+    write_corrections(tmp_path / "fixes.csv", rows)
+    pids = [torch.tensor([s.pid for s in samples]) for samples in (data.query, data.gallery)]
+    wrong = replace(
+        ranked, data=data, query=replace(ranked.query, pids=pids[0]), gallery=replace(ranked.gallery, pids=pids[1])
+    )
+    assert wrong.result.mAP < ranked.result.mAP
+    assert room.corrected(wrong, tmp_path / "fixes.csv").result.mAP == ranked.result.mAP

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reidlib.evaluation import bootstrap, permutation_test
+from reidlib.data.loaders import eval_loader
+from reidlib.data.samples import ReIDDataset
+from reidlib.evaluation import bootstrap, extract_features, permutation_test
+from reidlib.models import create_model
 from reidlib.scores import NAMES, RETRIEVAL
+from reidlib.workbook import parity
 from reidlib.workbook.ranked import Ranked
 
 if TYPE_CHECKING:
@@ -18,6 +22,57 @@ if TYPE_CHECKING:
 
 # Settings that say where and when a run was made, not how.
 _ELSEWHERE = {"run", "resume", "output", "workers", "cpu", "skip_check", "plugin_files", "recipe_settings"}
+
+
+def open_runs(names: Sequence[str], *, plugins: str = "") -> dict[str, "Run"]:
+    """The runs of these names, by name; the newest run alone where no name is given."""
+    from reidlib.workbook.runs import Run
+
+    found = [Run.open(name, plugins=plugins) for name in names] or [Run.open("", plugins=plugins)]
+    return {run.name: run for run in found}
+
+
+def rank(
+    runs: Mapping[str, "Run"],
+    data: ReIDDataset,
+    metric: str = "",
+    *,
+    flip: bool = False,
+    workers: int = 0,
+    progress: bool = False,
+) -> dict[str, Ranked]:
+    """The ranking of a dataset by each run.
+
+    Args:
+        runs: Label → run. One alone is compared with its own network before any training.
+        data: The dataset.
+        metric: "cosine" or "euclidean"; empty: each run its own.
+        flip, workers, progress: As for `Run.features`.
+
+    Returns:
+        Label → ranking, in the order of `runs`; "untrained" first where there is one run.
+    """
+    rankings, how = {}, {"flip": flip, "workers": workers, "progress": progress}
+    for label, run in runs.items():
+        model = run.load_model()
+        if len(runs) == 1:
+            loader = {"workers": workers, "interpolation": run.interpolation, "cameras": run.cameras(data)}
+            fresh = create_model(model.name, num_classes=0, input_size=model.input_size).eval()
+            query, gallery = (
+                extract_features(fresh, eval_loader(split, model.input_size, **loader), flip=flip, progress=progress)
+                for split in (data.query, data.gallery)
+            )
+            rankings["untrained"] = Ranked(data, query, gallery, metric or run.metric, label="untrained")
+        rankings[label] = Ranked(data, *run.features(model, data, **how), metric or run.metric, label=label)
+    return rankings
+
+
+def published_lines(run: "Run", data: ReIDDataset, ranking: Ranked) -> list[str]:
+    """What was published for a run's model beside its scores here, a sentence each."""
+    about = {"metric": ranking.metric, "cameras": run.cameras(data) is not None, **data.stamp()}
+    known = run.params | run.read_json("model.json")
+    found = parity.compare(known, data.name, ranking.result.to_dict() | about, (ranking.query, ranking.gallery))
+    return [f"{run.name}: {line}" for line in found]
 
 
 def settings_that_differ(runs: Mapping[str, "Run"]) -> "pd.DataFrame":

@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reidlib.data.patches import Correction, person_key, read_corrections, write_corrections
+from reidlib.data.patches import Correction, apply_corrections, person_key, read_corrections, write_corrections
+from reidlib.data.samples import ReIDDataset
 from reidlib.plots.names import camera_name, person_name
 from reidlib.workbook.ranked import Match, Ranked, css_frame, image_html
 from reidlib.workbook.views import below, is_interactive
@@ -161,6 +164,48 @@ def _highest(near: Tensor, label: Tensor, people: int) -> Tensor:
     """(B, N) similarities → (B, people): the highest to each person, -2 where there is none."""
     highest = near.new_full((len(near), people), -2.0)
     return highest.scatter_reduce_(1, label.expand(len(near), -1), near, "amax")
+
+
+def with_swapped_labels(data: ReIDDataset, share: float, *, seed: int = 0) -> ReIDDataset:
+    """A dataset in which this share of the query and gallery images of people carry another one's label, in pairs.
+
+    Args:
+        data: The dataset; it stays as it is.
+        share: From 0 to 1.
+        seed: Of the choice.
+    """
+    if not share:
+        return data
+    samples = [*data.query, *data.gallery]
+    draw = np.random.default_rng(seed)
+    order = draw.permutation([i for i, s in enumerate(samples) if s.pid > 0])
+    pairs: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for a, b in zip(order[::2].tolist(), order[1::2].tolist(), strict=False):
+        if len(taken) < round(share * len(order)) and samples[a].pid != samples[b].pid:
+            pairs.append((a, b))
+            taken |= {a, b}
+    for a, b in pairs:
+        samples[a], samples[b] = samples[a]._replace(pid=samples[b].pid), samples[b]._replace(pid=samples[a].pid)
+    count = len(data.query)
+    note = f"the labels of {len(taken)} test images were swapped (seed {seed})"
+    notes = (*data.notes, note)
+    return replace(data, query=tuple(samples[:count]), gallery=tuple(samples[count:]), notes=notes, version=note)
+
+
+def corrected(ranked: Ranked, file: str | Path) -> Ranked:
+    """The same features ranked by corrected labels.
+
+    Args:
+        ranked: What was looked at; re-ranked distances stay as they are.
+        file: A table of corrections.
+    """
+    data = apply_corrections(ranked.data, file)
+    query, gallery = (
+        replace(feats, pids=torch.tensor([s.pid for s in samples]))
+        for feats, samples in ((ranked.query, data.query), (ranked.gallery, data.gallery))
+    )
+    return replace(ranked, data=data, query=query, gallery=gallery)
 
 
 def suspected_labels(ranked: Ranked, count: int | None = None) -> list[Suspect]:
