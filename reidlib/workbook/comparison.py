@@ -13,7 +13,7 @@ from reidlib.evaluation import bootstrap, extract_features, permutation_test
 from reidlib.models import create_model
 from reidlib.scores import NAMES, RETRIEVAL
 from reidlib.workbook import parity
-from reidlib.workbook.ranked import Ranked
+from reidlib.workbook.ranked import Ranked, of_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,18 +52,18 @@ def rank(
     Returns:
         Label → ranking, in the order of `runs`; "untrained" first where there is one run.
     """
-    rankings, how = {}, {"flip": flip, "workers": workers, "progress": progress}
+    rankings: dict[str, Ranked] = {}
     for label, run in runs.items():
-        model = run.load_model()
         if len(runs) == 1:
+            known = run.load_model()
+            fresh = create_model(known.name, num_classes=0, input_size=known.input_size).eval()
             loader = {"workers": workers, "interpolation": run.interpolation, "cameras": run.cameras(data)}
-            fresh = create_model(model.name, num_classes=0, input_size=model.input_size).eval()
             query, gallery = (
-                extract_features(fresh, eval_loader(split, model.input_size, **loader), flip=flip, progress=progress)
+                extract_features(fresh, eval_loader(split, known.input_size, **loader), flip=flip, progress=progress)
                 for split in (data.query, data.gallery)
             )
             rankings["untrained"] = Ranked(data, query, gallery, metric or run.metric, label="untrained")
-        rankings[label] = Ranked(data, *run.features(model, data, **how), metric or run.metric, label=label)
+        rankings[label] = of_run(run, data, metric, flip=flip, workers=workers, progress=progress)
     return rankings
 
 

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache, partial
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from reidlib.evaluation import (
 from reidlib.plots.names import camera_name, person_name
 from reidlib.plots.style import VERDICTS
 from reidlib.workbook.views import below, choose_queries, is_interactive
+
+if TYPE_CHECKING:
+    from reidlib.workbook.runs import Run
 
 DEPTH = 200  # how far a list is looked into for what moved
 
@@ -161,6 +164,14 @@ class Ranked:
             replace(split, feats=x.float()) for split, x in zip((self.query, self.gallery), feats, strict=True)
         )
         return replace(self, query=query, gallery=gallery, distances=None, label=f"expanded (k {k}, α {alpha:g})")
+
+
+def of_run(
+    run: "Run", data: ReIDDataset, metric: str = "", *, flip: bool = False, workers: int = 0, progress: bool = False
+) -> Ranked:
+    """The ranking of a dataset by a run's model; `metric` is the run's own where it is empty."""
+    query, gallery = run.features(run.load_model(), data, flip=flip, workers=workers, progress=progress)
+    return Ranked(data, query, gallery, metric or run.metric, label=run.name + ", flip" * flip)
 
 
 def find_queries(
@@ -315,7 +326,13 @@ Source = Ranked | Callable[[], Ranked]
 
 
 def explore(
-    rankings: Mapping[str, Source], *, show: str = "worst", k: int = 10, start: Sequence[int] = (), rows: int = 4
+    rankings: Mapping[str, Source],
+    *,
+    show: str = "worst",
+    k: int = 10,
+    start: Sequence[int] = (),
+    rows: int = 4,
+    beside: str = "",
 ) -> Any:
     """Choose queries and look at their lists; where there is no front end, the first of them as HTML.
 
@@ -329,6 +346,7 @@ def explore(
         k: Images in a list.
         start: Query indices to show where there is no front end; empty: by `show`.
         rows: How many of them.
+        beside: Name of a second ranking to set below the first from the beginning.
 
     Returns:
         A widget, or HTML.
@@ -348,14 +366,26 @@ def explore(
     if not is_interactive():
         picked = list(start) or find_queries(ranking(first), show, rows)[0]
         note = "<p><small>With a kernel and a front end, queries can be chosen here with the mouse.</small></p>"
-        return HTML(list_html(ranking(first), picked, k) + note)
-    return _Explorer(ranking, list(rankings), show, k, list(start)).box
+        if not beside:
+            return HTML(list_html(ranking(first), picked, k) + note)
+        one, two = ranking(first), ranking(beside)
+        pairs = (list_html(one, [i], k) + list_html(two, [i], k, earlier=one) for i in picked)
+        return HTML("<hr>".join(pairs) + note)
+    return _Explorer(ranking, list(rankings), show, k, list(start), beside).box
 
 
 class _Explorer:
     """The widgets of `explore`, and which queries they leave."""
 
-    def __init__(self, ranking: Callable[[str], Ranked], names: list[str], show: str, k: int, start: list[int]) -> None:
+    def __init__(
+        self,
+        ranking: Callable[[str], Ranked],
+        names: list[str],
+        show: str,
+        k: int,
+        start: list[int],
+        beside: str,
+    ) -> None:
         import ipywidgets as w
 
         self.ranking, self.names, self.k = ranking, names, k
@@ -370,7 +400,7 @@ class _Explorer:
         self.to = w.Dropdown(options=[("all", None), *_cameras(data)], description="gallery of", layout=wide)
         self.file = w.Text(placeholder="part of a file name", description="file", layout=wide)
         self.which = w.Dropdown(options=names, description="ranking", layout=wide)
-        self.beside = w.Dropdown(options=["", *names], description="beside it", layout=wide)
+        self.beside = w.Dropdown(options=["", *names], value=beside, description="beside it", layout=wide)
         self.length = w.BoundedIntText(k, 1, 100, description="images", layout=w.Layout(width="160px"))
         self.at = w.IntSlider(0, 0, 0, description="query", continuous_update=True, layout=w.Layout(width="520px"))
         self.note, self.shown = w.HTML(), w.HTML()
