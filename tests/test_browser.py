@@ -135,21 +135,107 @@ def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
 
     page, cells = run_all(browser, url, folder, "ranklist")
     assert shows_image(page)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def webgl() -> Iterator:
+    """Chromium that draws WebGL without a GPU."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def trained(lab: tuple[str, Path], world: Path) -> Path:
+    """A run of one epoch in the folder that JupyterLab serves."""
+    folder = lab[1]
+    params = {"run": "looked-at", "model": "osnet_x0_25", "dataset": "synthetic-tiny", "epochs": 1, "cpu": True}
+    (folder / "params.json").write_text(json.dumps(params))
+    own = {"REID_DATA_PATHS": str(world / "data_paths.yaml"), "REID_RUNS": str(folder / "runs")}
+    command = [sys.executable, "-m", "reidlib.training", str(folder / "params.json")]
+    subprocess.run(command, env=os.environ | own, check=True, capture_output=True)
+    return folder / "runs" / "looked-at"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rank_lists_are_stepped_through_and_compared(lab, trained, browser, tmp_path: Path) -> None:
+    url, folder = lab
+    page, _ = run_all(browser, url, folder, "ranklist")
+    lists = page.locator(".jp-OutputArea .widget-html:has(figure)").last
+    lists.scroll_into_view_if_needed(timeout=30_000)
+    first = lists.locator("figcaption").first.inner_text()
     slider = page.locator(".jupyter-widgets .noUi-handle").first
-    slider.scroll_into_view_if_needed(timeout=30_000)
-    shown = page.locator(".jupyter-widgets-output-area img, .widget-output img")
-    assert shown.count() == 0  # the plain figure stands below, the slider's own comes when it is moved
     slider.focus()
-    before = None
-    for key in ("ArrowRight", "ArrowLeft"):
-        page.keyboard.press(key)
-        page.wait_for_function(
-            "old => { const i = document.querySelector('.jupyter-widgets-output-area img, .widget-output img');"
-            " return i && i.src !== old; }",
-            arg=before,
-            timeout=30_000,
-        )
-        before = shown.first.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('.widget-html figcaption')].some(e => e.innerText.startsWith('query')"
+        " && e.innerText !== old)",
+        arg=first,
+        timeout=30_000,
+    )
+    page.locator("select:has(option:text-is('re-ranked'))").last.select_option("re-ranked")
+    lists.get_by_text("re-ranked (k1 20").wait_for(timeout=60_000)
+    page.locator("input[placeholder='part of a file name']").fill("nowhere")
+    page.keyboard.press("Tab")
+    page.get_by_text("no query is left").wait_for(timeout=30_000)
+    page.screenshot(path=tmp_path / "ranklist.png")
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_map_shows_images_on_hover_and_the_list_of_what_is_chosen(lab, trained, webgl, tmp_path: Path) -> None:
+    url, folder = lab
+    page, _ = run_all(webgl, url, folder, "tsne")
+    canvas = page.locator(".jp-OutputArea canvas").last
+    canvas.scroll_into_view_if_needed(timeout=30_000)
+    page.wait_for_timeout(3000)
+    box = canvas.bounding_box()
+    shown = "e => getComputedStyle(e).backgroundImage.includes('data:image')"
+    seen = f"() => [...document.querySelectorAll('*')].some({shown})"
+    found = False
+    for step in range(2, 38):
+        for other in range(2, 38):
+            if not found:
+                page.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] * other / 40)
+                found = other % 4 == 0 and page.evaluate(seen)
+    assert found, "no image was shown on hover"
+    page.screenshot(path=tmp_path / "hover.png")
+    corners = [(0.03, 0.03), (0.97, 0.03), (0.97, 0.97), (0.03, 0.97), (0.03, 0.05)]
+    places = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in corners]
+    page.keyboard.down("Shift")
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=12)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    page.locator(".widget-html:has-text('AP')").last.locator("figure").first.wait_for(timeout=30_000)
+    assert page.locator(".widget-html:has-text('AP')").last.locator("figure").count() > 20
+    page.screenshot(path=tmp_path / "lasso.png")
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_label_is_marked_with_a_button_and_stands_in_the_table(lab, trained, browser, tmp_path: Path) -> None:
+    url, folder = lab
+    page, _ = run_all(browser, url, folder, "failures")
+    button = page.locator("button:has-text('junk')").last
+    button.scroll_into_view_if_needed(timeout=30_000)
+    page.screenshot(path=tmp_path / "repair.png")
+    button.click()
+    page.locator("button:has-text('same person')").last.click()
+    page.get_by_text("2 in corrections.csv").wait_for(timeout=30_000)
+    lines = (trained / "corrections.csv").read_text().splitlines()
+    assert lines[0] == "path,pid,new_pid,verdict,note"
+    assert [line.split(",")[3] for line in lines[1:]] == ["junk", "same"]
     page.close()
 
 

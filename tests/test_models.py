@@ -43,6 +43,17 @@ WASTE = dict.fromkeys(
     ("nasnsetmobile", "v2018_NasnetMobile"),
     "pads by a row and a column more before its strided convolutions, and cuts the first of each off again",
 )
+# Networks that differ from one that the fast tests run in depth, in the norms of some blocks or in their weights alone:
+# their layouts are loaded by the fast tests too, all else by the slow ones.
+RELATIVES = {
+    *("mlfn_dpr", "osnet_x1_0_dpr", "osnet_ibn_x1_0_dpr", "osnet_ain_x1_0_dpr", "deit_transreid"),
+    *("v2018_HACNN", "v2018_MobileNetV2", "v2018_NasnetMobile", "v2018_ResNet50", "v2018_ShuffleNet"),
+    *("bagtricks_R50_ibn_fastreid", "bagtricks_R101_ibn_fastreid", "bagtricks_S50_fastreid"),
+    *("agw_R50_ibn_fastreid", "sbs_R50_fastreid", "sbs_R101_ibn_fastreid", "sbs_S50_fastreid"),
+    *("mgn_R50_ibn_fastreid", "mgn_S50_fastreid", "mgn_S50_ibn_fastreid", "mgn_agw_R50_fastreid"),
+    *("mgn_agw_R50_ibn_fastreid", "mgn_agw_S50_ibn_fastreid", "mgn_sbs_R50_ibn_fastreid", "mgn_sbs_S50_fastreid"),
+    "mgn_sbs_S50_ibn_fastreid",
+}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 
@@ -69,7 +80,10 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=list_models())
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in RELATIVES else name for name in list_models()],
+)
 def loaded(request):
     """(model in eval mode under the golden weights, its fixture); tests leave it as it is."""
     fixture = FIXTURES[request.param]

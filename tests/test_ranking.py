@@ -385,7 +385,7 @@ def on_each_process(rank, processes, store, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_gallery_shared_out(tmp_path, processes):
     mp.spawn(on_each_process, args=(processes, str(tmp_path / "store"), str(tmp_path)), nprocs=processes)
     for rank in range(processes):

@@ -158,7 +158,13 @@ MODEL_OF = {spec.recipe: name for name, spec in reversed(MODELS.items())} | {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The others have the same losses on a trunk as large.
+SLOW = {"xent_htri", "agw", "apnet", "fastreid_agw", "sbs", "mgn_agw", "mgn_sbs"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
+)
 def test_the_loss_of_every_recipe_falls(name: str) -> None:
     """Eight images of four people, again and again, through everything that a step of training does."""
     recipe = RECIPES[name].scaled(5, batch=8)
