@@ -1,6 +1,7 @@
 """JupyterLab in a real browser: open a notebook, run all its cells, see its figures and its slider."""
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 from test_run_table import a_run
 
 from reidlib import plots
@@ -63,14 +66,28 @@ def lab(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Iterator[tuple
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
+def play() -> Iterator:
     from playwright.sync_api import sync_playwright
 
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-component-update"])
-        yield chromium
-        chromium.close()
+        yield play
+
+
+@pytest.fixture(scope="module")
+def browser(play) -> Iterator:
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    chromium = play.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-component-update"])
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture(scope="module")
+def webgl(play) -> Iterator:
+    """Chromium that draws WebGL without a GPU."""
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    chromium = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+    yield chromium
+    chromium.close()
 
 
 def start_all(browser, url: str, name: str):
@@ -139,22 +156,10 @@ def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
 
 
 @pytest.fixture(scope="module")
-def webgl() -> Iterator:
-    """Chromium that draws WebGL without a GPU."""
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def trained(lab: tuple[str, Path], world: Path) -> Path:
     """A run of one epoch in the folder that JupyterLab serves."""
     folder = lab[1]
-    params = {"run": "looked-at", "model": "osnet_x0_25", "dataset": "synthetic-tiny", "epochs": 1, "cpu": True}
+    params = {"run": "looked-at", "recipe": "toy", "dataset": "synthetic-tiny", "epochs": 1, "cpu": True}
     (folder / "params.json").write_text(json.dumps(params))
     own = {"REID_DATA_PATHS": str(world / "data_paths.yaml"), "REID_RUNS": str(folder / "runs")}
     command = [sys.executable, "-m", "reidlib.training", str(folder / "params.json")]
@@ -197,17 +202,20 @@ def test_the_map_shows_images_on_hover_and_the_list_of_what_is_chosen(lab, train
     canvas.scroll_into_view_if_needed(timeout=30_000)
     page.wait_for_timeout(3000)
     box = canvas.bounding_box()
-    shown = "e => getComputedStyle(e).backgroundImage.includes('data:image')"
+    shown = "e => getComputedStyle(e).backgroundImage.includes('data:image/jpeg')"
     seen = f"() => [...document.querySelectorAll('*')].some({shown})"
-    found = False
-    for step in range(2, 38):
-        for other in range(2, 38):
-            if not found:
-                page.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] * other / 40)
-                found = other % 4 == 0 and page.evaluate(seen)
+    picture = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")).astype(int)
+    coloured = np.argwhere(np.ptp(picture, axis=2) > 90)  # of points; axes, buttons and background are grey
+    coloured = coloured[coloured[:, 1] > 100]
+    page.screenshot(path=tmp_path / "map.png")
+    for row, column in coloured[:: len(coloured) // 12 + 1]:
+        page.mouse.move(box["x"] + int(column), box["y"] + int(row), steps=4)
+        page.wait_for_timeout(700)
+        if found := page.evaluate(seen):
+            break
     assert found, "no image was shown on hover"
     page.screenshot(path=tmp_path / "hover.png")
-    corners = [(0.03, 0.03), (0.97, 0.03), (0.97, 0.97), (0.03, 0.97), (0.03, 0.05)]
+    corners = [(0.15, 0.03), (0.97, 0.03), (0.97, 0.97), (0.15, 0.97), (0.15, 0.05)]  # beside the toolbar
     places = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in corners]
     page.keyboard.down("Shift")
     page.mouse.move(*places[0])

@@ -105,11 +105,12 @@ def pair_similarities(
     left.legend(loc="upper left", fontsize=8)
     accepted = [np.append(counts[::-1].cumsum()[::-1] / counts.sum(), 0) for counts in (different, same)]
     right.plot(100 * accepted[0], 100 * accepted[1], color=INK)
+    near: dict[str, Any] = {"textcoords": "offset points", "size": 8}
     for far, threshold in (thresholds or {}).items():
         tar = 100 * np.interp(threshold, edges, accepted[1])
         left.axvline(threshold, color=GREY, linewidth=0.9)
         right.plot(100 * far, tar, "o", color=COLOURS[0], markersize=5)
-        right.annotate(f"≥ {threshold:.2f}: {tar:.0f} %", (100 * far, tar), (6, -9), textcoords="offset points", size=8)
+        right.annotate(f"≥ {threshold:.2f}: {tar:.0f} %", (100 * far, tar), (7, 3 if tar < 12 else -9), **near)
     right.set(xscale="log", xlim=(0.005, 100), ylim=(0, 100))
     right.set(xlabel="different people accepted (%)", ylabel="same person accepted (%)")
     return figure

@@ -182,6 +182,7 @@ class MapExplorer:
             properties = ["person", "camera", "outcome", "AP", "file"]
             scatter = jscatter.Scatter(data=table, x="x", y="y", height=height, width="auto")
             scatter.axes(False)
+            scatter.camera(distance=1.3)  # no point at the edge
             scatter.legend(False)
             scatter.tooltip(True, properties=properties)
             if len(table) <= PREVIEWS:

@@ -272,11 +272,12 @@ def css_frame(right: bool) -> str:
 
 def _match_html(ranked: Ranked, match: Match, height: int) -> str:
     data, sample = ranked.data, ranked.data.gallery[match.item]
-    first = f"{match.rank}  {VERDICTS[match.right][2]} {match.similarity:.2f}"
-    if match.before is not None and match.before != match.rank:
-        first += f"  from {match.before}" if match.before else f"  from beyond {DEPTH}"
+    lines = [f"{match.rank}  {VERDICTS[match.right][2]} {match.similarity:.2f}"]
+    if match.before is not None:
+        moved = "" if match.before == match.rank else f"from {match.before}" if match.before else f"from > {DEPTH}"
+        lines.append(moved or "–")
     names = f"{person_name(sample.pid, data)} · {camera_name(sample.camid, data, 'c')}"
-    return image_html(data, sample, (first, names), css_frame(match.right), height)
+    return image_html(data, sample, (*lines, names), css_frame(match.right), height)
 
 
 def list_html(

@@ -178,6 +178,13 @@ def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = RE
     return table.map(lambda share: "" if pd.isna(share) else f"{100 * share:.1f}")
 
 
+def whole_table(table: Any) -> Any:
+    """A pandas table as HTML with its text whole and on the left."""
+    from IPython.display import HTML
+
+    return HTML(table.style.format(precision=1).set_properties(**{"text-align": "left"}).to_html())
+
+
 def choose_queries(
     ap: Any, show: str, count: int, *, chosen: Sequence[int] = (), seed: int = 0
 ) -> tuple[list[int], str]:
