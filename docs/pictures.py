@@ -55,6 +55,8 @@ PICTURES = {
     "tsne.jpg": Picture(950, _plot("tsne", "notebooks/tsne.ipynb"), "*tsne*images*.png"),
     "curves.jpg": Picture(1200, _plot("curves", "notebooks/train.ipynb"), "*training_curves*.png"),
     "cmc.jpg": Picture(900, _plot("curves", "notebooks/test.ipynb"), "*cmc*.png"),
+    "lists.jpg": Picture(1100, ("reidlib/workbook/ranked.py",)),
+    "map.jpg": Picture(900, ("reidlib/workbook/maps.py",)),
     "zoo.jpg": Picture(1400, _plot("zoo", *_PRINTED), trained=False),
     "zoo_table.jpg": Picture(1400, ("reidlib/workbook/zoo_table.py", *_PRINTED), trained=False),
 }
@@ -62,6 +64,15 @@ PICTURES = {
 _SMALL = {"ranklist": ["-p", "queries", "3", "-p", "k", "8"], "gradcam": ["-p", "queries", "3", "-p", "k", "3"]}
 _STYLE = "body{margin:12px;font:14px sans-serif} table{border-collapse:collapse} th,td{padding:5px 8px;text-align:left}"
 _STYLE += "tr:nth-child(even){background:#f5f5f5} thead{border-bottom:1px solid #bbb} a{color:#0a3d91}"
+# The pointer goes over the map until it meets a point.
+_HOVER = """() => {
+  const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+  for (let y = 0.3; y < 1; y += 0.02) for (let x = 0.3; x < 0.8; x += 0.01) {
+    const at = {clientX: box.left + box.width * x, clientY: box.top + box.height * y, bubbles: true};
+    canvas.dispatchEvent(new MouseEvent("mousemove", at));
+    if (document.querySelector(".reid-map > div").style.display === "block") return;
+  }
+}"""
 
 
 # What pictures are made from
@@ -150,7 +161,48 @@ def draw(run: Path) -> Iterator[tuple[str, Path]]:
                 if not found:
                     raise FileNotFoundError(f"{name}: the notebooks left no figure {picture.figure}")
                 yield name, found[0]
+        yield from screenshots(copy, Path(folder))
         yield from draw_others(Path(folder))
+
+
+def screenshots(run: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """What a browser shows of the rank lists and of the map of a run, and of the zoo's table."""
+    import torch
+
+    import reidlib
+    from reidlib.workbook import maps, ranked, zoo_table
+    from reidlib.workbook.views import choose_people
+
+    browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+    if browser is None:
+        print("lists, map and zoo_table are screenshots, and no Chromium is installed: they stay", file=sys.stderr)
+        return
+    from playwright.sync_api import sync_playwright
+
+    plain = ranked.of_run(reidlib.Run(run), reidlib.load_dataset("synthetic-small"))
+    worst = ranked.find_queries(plain, "wrong", 99)[0][-1]  # the best of those whose first match is wrong
+    after = plain.reranked()
+    lists = ranked.list_html(plain, [worst], 9) + ranked.list_html(after, [worst], 9, earlier=plain)
+    keep = choose_people([*plain.data.query, *plain.data.gallery], 20)
+    points, _ = maps.embed(torch.cat([plain.query.feats, plain.gallery.feats])[keep])
+    rows = zoo_table.select(zoo_table.zoo_table(), "ibn", tested_on="msmt17")
+    pages = {
+        "lists": (720, lists),
+        "map": (800, maps.map_html(plain, maps.map_table(plain, points, keep))),
+        "zoo_table": (1640, zoo_table.show(rows, 12).data),
+    }
+    with sync_playwright() as play:
+        options = {"executable_path": browser, "args": ["--no-sandbox", "--disable-gpu"]}
+        with play.chromium.launch(**options) as chromium:
+            for name, (width, html) in pages.items():
+                (folder / f"{name}.html").write_text(f"<meta charset='utf-8'><style>{_STYLE}</style>{html}", "utf-8")
+                view = chromium.new_page(viewport={"width": width, "height": 300})
+                view.goto((folder / f"{name}.html").as_uri())
+                if name == "map":
+                    view.evaluate(_HOVER)
+                view.screenshot(path=folder / f"{name}.png", full_page=True)
+    for name in pages:
+        yield f"{name}.jpg", folder / f"{name}.png"
 
 
 def draw_others(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -163,22 +215,6 @@ def draw_others(folder: Path) -> Iterator[tuple[str, Path]]:
     sheet = plots.contact_sheet(data.train, people=2, title=f"{data.name}: people × cameras")
     yield "people.jpg", plots.save(sheet, folder / "people.png")
     yield "zoo.jpg", plots.save(zoo_table.cost_figure("market1501"), folder / "zoo.png")
-    rows = zoo_table.select(zoo_table.zoo_table(), "ibn", tested_on="msmt17")
-    page = f"<meta charset='utf-8'><style>{_STYLE}</style>{zoo_table.show(rows, 12).data}"
-    (folder / "zoo_table.html").write_text(page, "utf-8")
-    browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-    if browser is None:
-        print("zoo_table.jpg is a screenshot, and no Chromium is installed: it stays as it is", file=sys.stderr)
-        return
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        options = {"executable_path": browser, "args": ["--no-sandbox", "--disable-gpu"]}
-        with play.chromium.launch(**options) as chromium:
-            view = chromium.new_page(viewport={"width": 1640, "height": 300})
-            view.goto((folder / "zoo_table.html").as_uri())
-            view.screenshot(path=folder / "zoo_table.png", full_page=True)
-    yield "zoo_table.jpg", folder / "zoo_table.png"
 
 
 def main() -> None:

@@ -167,22 +167,25 @@ class Recipe:
 # The published ones. Results are Rank-1 / mAP on Market-1501, single query, without re-ranking, of a trunk that begins
 # with ImageNet's weights. The command is `python -m reidlib.batch train -p dataset market1501 -p init imagenet` with
 # the recipe's own arguments after it.
-RECIPES: dict[str, Recipe] = {"toy": Recipe(height=128, width=64)}
+# Ours, for trying things out: a minute from random weights, on the few people of any drawn dataset.
+RECIPES: dict[str, Recipe] = {
+    "toy": Recipe(
+        height=128,
+        width=64,
+        epochs=5,
+        people=12,
+        images=2,
+        optimizer="adamw",
+        lr=4e-3,
+        weight_decay=0.05,
+        augment=("random_flip",),
+    )
+}
 
 # Ours, for `make demo`: a small network from random weights in two minutes. Its scores, and what else was tried, are in
 # benchmarks/demo.md. So short a training is decided by how soon the loss begins to fall: sooner in batches of 16 × 2
 # images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already.
-RECIPES["demo"] = Recipe(
-    height=128,
-    width=64,
-    epochs=11,
-    people=16,
-    images=2,
-    optimizer="adamw",
-    lr=4e-3,
-    weight_decay=0.05,
-    augment=("random_flip",),
-)
+RECIPES["demo"] = replace(RECIPES["toy"], epochs=16, people=16)
 
 # Zhou and Xiang, "Torchreid", arXiv 1910.10093. KaiyangZhou/deep-person-reid, configs/im_r50_softmax_256x128_amsgrad
 # with the random crop of its model zoo. Its "single_step" falls every 20 epochs, not once.

@@ -30,7 +30,7 @@ METHODS = ("tsne", "umap", "pca")
 COLOURS = ("person", "camera", "outcome", "AP", "split")  # columns that a map can be coloured by
 MANY = 3000  # points above which openTSNE is quicker than scikit-learn
 PREVIEWS = 20_000  # points up to which the widget holds every image ready
-SPRITE = (32, 16)  # height and width of an image in the page's map, in pixels
+SPRITES = {1500: (64, 32), 10**9: (32, 16)}  # points → height and width of an image in the page's map, in pixels
 
 
 def embed(feats: Any, method: str = "tsne", *, seed: int = 0, perplexity: float | None = None) -> Embedding:
@@ -244,7 +244,7 @@ def map_html(ranked: Ranked, table: "pd.DataFrame", *, colour: str = "person", q
         quality: Of the images' JPEG.
     """
     samples = [*ranked.data.query, *ranked.data.gallery]
-    h, w = SPRITE
+    h, w = next(size for most, size in SPRITES.items() if len(table) <= most)
     across = max(1, min(len(table), 60))
     sheet = Image.new("RGB", (across * w, -(-len(table) // across) * h), "white")
     for n, i in enumerate(table["at"]):
@@ -316,7 +316,7 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
     draw(near);
     tip.style.display = near < 0 ? "none" : "block";
     if (near < 0) return;
-    const big = 4, picture = document.createElement("div"), words = document.createElement("div");
+    const big = 128 / h, picture = document.createElement("div"), words = document.createElement("div");
     picture.style.cssText = `width:${w * big}px;height:${h * big}px;background-image:url(${m.sprite});` +
       `background-size:${across * w * big}px auto;background-position:` +
       `-${near % across * w * big}px -${Math.floor(near / across) * h * big}px`;
@@ -324,7 +324,8 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
       nameOf("outcome", near), `AP ${nameOf("AP", near)}`, m.files[near]].join("\\n");
     tip.replaceChildren(picture, words);
     const left = at[near][0] / scale, top = canvas.offsetTop + at[near][1] / scale;
-    tip.style.left = (left > box.width - 190 ? left - 170 : left + 14) + "px";
+    const wide = tip.offsetWidth;
+    tip.style.left = Math.max(0, left + 14 + wide > box.width ? left - 14 - wide : left + 14) + "px";
     tip.style.top = Math.max(0, top - 60) + "px";
   });
   canvas.addEventListener("mouseleave", () => { tip.style.display = "none"; draw(-1); });
