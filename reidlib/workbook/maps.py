@@ -143,7 +143,7 @@ def explore_map(
 ) -> Any:
     """Maps side by side under the mouse, with one selection; without a front end the first as HTML.
 
-    Hovering shows image, person, camera and file; a click or a lasso (shift and drag) shows these images and the rank
+    Hovering shows image, person, camera and file; a click or the toolbar's lasso shows these images and the rank
     list of the first one.
 
     Args:
@@ -195,7 +195,7 @@ class MapExplorer:
             self.names.append({c: list(table[c].cat.categories) for c in COLOURS if c != "AP"})
         self.colour = w.Dropdown(options=COLOURS, value=colour, description="colour")
         self.colour.observe(self.paint, "value")
-        self.shown = w.HTML("hover: the image; click, or shift and drag: the images and the rank list of the first")
+        self.shown = w.HTML("hover: the image; click, or the lasso on the left: what is chosen, with a rank list")
         views = [scatter.widget for scatter in self.scatters]
         if len(self.scatters) > 1:
             views = [jscatter.link(self.scatters, rows=1)]
