@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import reidlib
 from reidlib.files import whole_file, whole_folder
@@ -223,6 +224,12 @@ def test_a_model_comes_back_from_its_folder() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     about = run.read_json("model.json")
     assert about["mean"] == [0.485, 0.456, 0.406]
+    state = load_file(run.path / "model.safetensors")
+    name = next(name for name in state if name.endswith("weight"))
+    state[name].view(-1)[0] = torch.nan
+    save_file(state, run.path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {re.escape(name)} holds NaN or infinite values"):
+        run.load_model("cpu")
     (run.path / "model.safetensors").write_bytes(b"\0" * 10)
     with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights"):
         run.load_model("cpu")

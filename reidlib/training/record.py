@@ -280,10 +280,14 @@ def load_weights(run: RunFolder, model: "ReIDModel") -> None:
         raise ValueError(f"{run.path} holds a {about.get('name')}, not a {model.name}: choose another `run`")
     path = run.path / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
+        model.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not hold the weights that model.json describes: {reason}") from error
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds NaN or infinite values, so every feature would: train it again")
 
 
 def write_bad_batch(run: RunFolder, images: torch.Tensor, about: dict[str, Any]) -> None:
