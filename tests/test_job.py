@@ -196,9 +196,9 @@ def test_what_may_change_on_resume_stands_in_params_json(tiny, capsys) -> None:
     assert {name: run.params[name] for name in ("workers", "eval_every", "patience", "keep_every")} == {
         "workers": 1, "eval_every": 1, "patience": 9, "keep_every": 1,
     }  # fmt: skip
-    with pytest.raises(ValueError, match=r"lr 0\.003 → 0\.1"):
+    with pytest.raises(ValueError, match=r"lr 0\.004 → 0\.1"):
         Job.from_params(QUICK | {"run": "r", "epochs": 3, "lr": 0.1}).train()
-    assert run.params["lr"] == 0.003  # what was refused is not written down
+    assert run.params["lr"] == 0.004  # what was refused is not written down
 
 
 def test_a_run_without_a_name_counts_on_where_a_setting_has_changed(tiny) -> None:

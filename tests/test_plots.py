@@ -795,6 +795,7 @@ def test_vector_formats_keep_text_as_text_and_images_sharp(samples, tmp_path):
 
 # One line for each plot function that gives a figure.
 FIGURES = {
+    "pair_similarities": lambda samples: plots.pair_similarities([-1, 0, 1], [1, 5], [9, 2], {0.1: 0.5}, title="t"),
     "ap_scatter": lambda samples: plots.ap_scatter([0.5, np.nan, 1.0], [0.6, 0.1, 1.0], ("a", "b"), title="t"),
     "ap_histogram": lambda samples: plots.ap_histogram([0.5, np.nan, 1.0, 0.0]),
     "batch_sheet": lambda samples: plots.batch_sheet(np.zeros((3, 3, 8, 4), np.uint8), ["a", "b", "c"], note="note"),

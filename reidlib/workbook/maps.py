@@ -284,7 +284,8 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
 (() => {
   const root = document.currentScript.parentElement, m = DATA;
   const canvas = root.querySelector("canvas"), tip = root.querySelector("div"), select = root.querySelector("select");
-  const pen = canvas.getContext("2d"), pad = 24, [h, w, across] = m.size;
+  const sheet = new Image(), pen = canvas.getContext("2d"), pad = 24, [h, w, across] = m.size;
+  sheet.src = m.sprite;
   const place = p => [pad + p[0] * (canvas.width - 2 * pad), pad + (1 - p[1]) * (canvas.height - 2 * pad)];
   const at = m.points.map(place), radius = at.length < 2000 ? 7 : 4;
   const shade = v => v === null ? "#cccccc" : `hsl(${260 - 2 * v}, 70%, ${30 + 0.3 * v}%)`;
@@ -316,10 +317,11 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
     draw(near);
     tip.style.display = near < 0 ? "none" : "block";
     if (near < 0) return;
-    const big = 128 / h, picture = document.createElement("div"), words = document.createElement("div");
-    picture.style.cssText = `width:${w * big}px;height:${h * big}px;background-image:url(${m.sprite});` +
-      `background-size:${across * w * big}px auto;background-position:` +
-      `-${near % across * w * big}px -${Math.floor(near / across) * h * big}px`;
+    const picture = document.createElement("canvas"), words = document.createElement("div");
+    [picture.width, picture.height] = [w, h];
+    picture.style.cssText = `height: 128px; width: ${128 * w / h}px`;
+    const part = [near % across * w, Math.floor(near / across) * h, w, h];
+    picture.getContext("2d").drawImage(sheet, ...part, 0, 0, w, h);
     words.innerText = [`person ${nameOf("person", near)}`, `camera ${nameOf("camera", near)}`,
       nameOf("outcome", near), `AP ${nameOf("AP", near)}`, m.files[near]].join("\\n");
     tip.replaceChildren(picture, words);
