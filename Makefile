@@ -31,11 +31,11 @@ demo: $(READY)
 	  -p datasets synthetic-small,synthetic_b-small -p flip true
 
 test: $(READY) lint
-	$(PYTEST) -m "not slow" -n auto --maxprocesses 4 --dist loadscope
+	$(PYTEST) -m "not slow" -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 	$(NBVAL)
 
 test-all: $(READY) lint
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadscope
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 	$(NBVAL)
 
 SECONDS ?= 3600

@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Modules that take minutes, the longest first: begun last, each would keep one process busy while the others wait.
+LONG = ("test_models", "test_workbook", "test_browser", "test_survive", "test_parallel", "test_plots", "test_ranking")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long modules, which pytest-xdist hands out whole and in this order (--no-loadscope-reorder)."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

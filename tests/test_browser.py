@@ -284,6 +284,7 @@ def test_the_monitor_follows_a_run_of_another_process(lab: tuple[str, Path], bro
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_zoo_is_searched_sorted_and_filtered(lab: tuple[str, Path], browser, tmp_path: Path) -> None:
     """The fields above its table redraw it, and the one above the card shows another model's."""

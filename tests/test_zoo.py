@@ -177,6 +177,7 @@ def papermill(out: Path, *parameters: str) -> str:
     return "".join(str(output) for output in cells[-1].outputs)
 
 
+@pytest.mark.slow
 def test_papermill_shows_several_cards(tmp_path):
     shown = papermill(
         tmp_path / "zoo.ipynb", "-p", "card", "hacnn, osnet_x0_25", "-p", "seconds", "0.1", "-p", "batch", "2"
