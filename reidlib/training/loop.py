@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -481,17 +481,26 @@ class _Clock:
     def batches(self, loader: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The batches, each loaded while the one before is in use, even where there is no loader process."""
         source = iter(loader)
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(next, source, None)
-            while True:
-                before = time.perf_counter()
-                batch = coming.result()
-                self.waited += time.perf_counter() - before
-                if batch is None:
-                    return
+        try:
+            with ThreadPoolExecutor(1) as ahead:
                 coming = ahead.submit(next, source, None)
-                self.images += len(batch.pids)
-                yield batch
+                while True:
+                    before = time.perf_counter()
+                    try:
+                        batch = coming.result()
+                    except (ConnectionError, EOFError) as error:
+                        raise RuntimeError("a DataLoader worker closed its connection") from error
+                    self.waited += time.perf_counter() - before
+                    if batch is None:
+                        return
+                    coming = ahead.submit(next, source, None)
+                    self.images += len(batch.pids)
+                    yield batch
+        finally:
+            # A traceback may keep `source`. Until its processes are taken off torch's list, a signal of any child that
+            # ends could raise the error of a killed one again, wherever the main thread is then.
+            with suppress(RuntimeError):
+                getattr(source, "_shutdown_workers", lambda: None)()
 
     def row(self, images: int) -> dict[str, float]:
         seconds = time.perf_counter() - self.start
