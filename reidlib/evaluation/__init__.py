@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.evaluation.ranking import evaluate_ranking as evaluate_ranking
     from reidlib.evaluation.ranking import rank_gallery as rank_gallery
     from reidlib.evaluation.reranking import expand_features as expand_features
+    from reidlib.evaluation.reranking import jaccard_graph as jaccard_graph
     from reidlib.evaluation.reranking import rerank as rerank
 
 __getattr__, __dir__, __all__ = lazy(__name__)

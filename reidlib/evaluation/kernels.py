@@ -102,15 +102,17 @@ def _distances(q, g, q_square, g_square, cosine, qi, gi, start, stop, out):  # n
         out[n] = _distance(q[qi[n]], g[gi[n]], q_square[qi[n]], g_square[gi[n]], cosine, x)
 
 
-def threaded(kernel, count: int, *args) -> None:  # noqa: ANN001, ANN002
-    """Call kernel(*args[:-1], start, stop, args[-1]) over range(count), split over torch's number of threads."""
-    threads = min(torch.get_num_threads(), count // 64)
-    if threads <= 1:
-        kernel(*args[:-1], 0, count, args[-1])
-        return
-    edges = np.linspace(0, count, threads + 1).astype(np.int64)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda a, b: kernel(*args[:-1], a, b, args[-1]), edges[:-1], edges[1:]))
+def threaded(kernel, count: int, *args) -> list:  # noqa: ANN001, ANN002
+    """Call kernel(*args[:-1], start, stop, args[-1]) over range(count), split over torch's number of threads.
+
+    Returns:
+        What each call returns, in order.
+    """
+    edges = np.linspace(0, count, max(1, min(torch.get_num_threads(), count // 64)) + 1).astype(np.int64).tolist()
+    if len(edges) == 2:
+        return [kernel(*args[:-1], 0, count, args[-1])]
+    with ThreadPoolExecutor(len(edges) - 1) as pool:
+        return list(pool.map(lambda a, b: kernel(*args[:-1], a, b, args[-1]), edges[:-1], edges[1:]))
 
 
 def squares(rows: Tensor) -> Tensor:

@@ -314,13 +314,14 @@ def _count(space: Space, tile: slice, block: Block, pairs: Pairs, low: Tensor, h
         of_pairs = (pairs.ptr, pairs.item, pairs.kept, pairs.exact, low, high)
         a, b = ([t.numpy() for t in tensors] for tensors in (of_tile, of_pairs))
         flags = (space.cosine, tile.start, block.first)
-        return kernels.threaded(kernels.count, len(scores), *a, *flags, *b, pairs.ahead.numpy())
+        kernels.threaded(kernels.count, len(scores), *a, *flags, *b, pairs.ahead.numpy())
+        return
 
     # A table (queries, most right matches of one) of places in `pairs`, -1 where a query has fewer.
     own = torch.arange(int(pairs.ptr[tile.start]), int(pairs.ptr[tile.stop]), device=space.device)
     right = own[pairs.kept[own]]
     if not len(right):
-        return None
+        return
     query = pairs.query[right] - tile.start
     size = torch.bincount(query, minlength=tile.stop - tile.start)
     slot = torch.arange(len(right), device=space.device) - (size.cumsum(0) - size)[query]
@@ -346,7 +347,6 @@ def _count(space: Space, tile: slice, block: Block, pairs: Pairs, low: Tensor, h
         level = (exact == pairs.exact[place]) & (item + block.first < pairs.item[place])
         place = place[(exact < pairs.exact[place]) | level]
         pairs.ahead.index_add_(0, place, torch.ones_like(place))
-    return None
 
 
 def _result(pairs: Pairs, max_rank: int) -> RankingResult:

@@ -85,8 +85,10 @@ def rows_of(feats: Any, name: str) -> Tensor:
 
 def check_finite(rows: Tensor, name: str, first: int = 0) -> None:
     """ValueError naming the first of `rows` (N, D) with a NaN or infinite value; row 0 is row `first` of `name`."""
-    if not (good := rows.isfinite().all(1)).all():
-        raise ValueError(f"{name} has a NaN or infinite value in row {first + int((~good).nonzero()[0])}")
+    for part in rows.split(1024):  # isfinite needs as much memory again
+        if not (good := part.isfinite().all(1)).all():
+            raise ValueError(f"{name} has a NaN or infinite value in row {first + int((~good).nonzero()[0])}")
+        first += len(part)
 
 
 def blocks(gallery: Gallery, size: int, ids: Ids, progress: bool = False) -> Iterator[tuple[int, Tensor]]:
