@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.models import load_checkpoint as load_checkpoint
     from reidlib.training import fit as fit
     from reidlib.training import pretrain as pretrain
+    from reidlib.workbook.extractor import Extractor as Extractor
     from reidlib.workbook.runs import Run as Run
 
 __version__ = "0.1.0"

@@ -75,14 +75,19 @@ def decode_image(path: str | Path, content: bytes | None = None, *, exif: bool =
             more than `MAX_PIXELS` pixels.
     """
     with _opened(path, content) as image:
-        if image.mode in ("I", "F"):
-            raise ValueError("its pixels have 32 bits, whose range is not known: save it with 8 or 16 bits a channel")
-        image.load()  # a TIFF is rotated by Pillow here, which then drops the tag
-        rotation = _UPRIGHT.get(_orientation(image)) if exif else None
-        if image.mode.startswith("I;16"):  # convert() would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-        return image if rotation is None else image.transpose(rotation)
+        return to_rgb(image, exif=exif)
+
+
+def to_rgb(image: Image.Image, *, exif: bool = True) -> Image.Image:
+    """Convert an image that Pillow has opened, as `decode_image` says. Raises ValueError for 32-bit pixels."""
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, whose range is not known: save it with 8 or 16 bits a channel")
+    image.load()  # a TIFF is rotated by Pillow here, which then drops the tag
+    rotation = _UPRIGHT.get(_orientation(image)) if exif else None
+    if image.mode.startswith("I;16"):  # convert() would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    return image if rotation is None else image.transpose(rotation)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,7 @@
 """Retrieval features of many images, and the file that keeps them, so that metrics can change without the network."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,39 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.pids)
+
+
+def feature_function(
+    model: nn.Module,
+    device: torch.device | str | None = None,
+    *,
+    bfloat16: bool = False,
+    flip: bool = False,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Prepare a model once for many batches: the function that `extract_features` calls for each of them.
+
+    Args:
+        model: See `extract_features`, also for `device`, `bfloat16` and `flip`.
+
+    Returns:
+        A function of images (B, 3, H, W) and camera labels (B,) that gives features (B, D) float32 on `device`.
+    """
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    network = model.fuse() if hasattr(model, "fuse") else copy.deepcopy(model).eval()
+    network.to(device).to(memory_format=torch.channels_last)
+    # The maps of a few images stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
+    share = 8 if device.type == "cpu" else None
+
+    def features_of(images: Tensor, cameras: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            parts, size = [], share or len(images)
+            for part, camera in zip(images.split(size), cameras.to(device).split(size), strict=True):
+                found = network(part, camera).float()
+                parts.append((found + network(part.flip(-1), camera).float()) / 2 if flip else found)
+            return torch.cat(parts)
+
+    return features_of
 
 
 def extract_features(
@@ -55,24 +88,14 @@ def extract_features(
     Raises:
         ValueError: There is no image.
     """
-    device = torch.device(device) if device is not None else next(model.parameters()).device
     if progress:
         from tqdm.auto import tqdm
 
         batches = tqdm(batches, desc="features", unit="batch", leave=False)
-    network = model.fuse() if hasattr(model, "fuse") else copy.deepcopy(model).eval()
-    network.to(device).to(memory_format=torch.channels_last)
-    # The maps of a few images stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
-    share = 8 if device.type == "cpu" else None
+    features_of = feature_function(model, device, bfloat16=bfloat16, flip=flip)
     feats, pids, camids = [], [], []
     for batch in batches:  # read outside of inference mode: what a loader makes may be used elsewhere
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            cameras = batch.cameras.to(device)
-            size = share or len(images)
-            for part, camera in zip(images.split(size), cameras.split(size), strict=True):
-                found = network(part, camera).float()
-                feats.append((found + network(part.flip(-1), camera).float()) / 2 if flip else found)
+        feats.append(features_of(batch.images, batch.cameras))
         # Features stay on the device: copying each batch would make the GPU wait.
         pids.append(batch.pids)
         camids.append(batch.camids)

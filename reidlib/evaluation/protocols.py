@@ -143,6 +143,7 @@ def verify(
     fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1),
     metric: str = "cosine",
     same_camera: bool = False,
+    across_cameras: bool = False,
     block_size: int = 1024,
     progress: bool = False,
 ) -> Verification:
@@ -154,6 +155,8 @@ def verify(
 
     Args:
         fars: False accept rates.
+        across_cameras: Count impostor pairs of two cameras only, as it is with genuine ones. Two people under one
+            camera share its background and look more alike.
         block_size: Rows of queries and of gallery in a tile (memory and speed only).
 
     All other arguments and the errors are those of `evaluate_ranking`.
@@ -181,6 +184,8 @@ def verify(
             doubtful = torch.searchsorted(genuine, distances + slack, right=True) != low
             pid = space.pids[tile, None]
             impostor = (pid != block.pids) & (pid != JUNK) & (block.pids != JUNK)
+            if across_cameras:
+                impostor &= ids.query_camids[tile, None] != ids.gallery_camids[first : first + len(part)]
             query, item = (impostor & doubtful).nonzero(as_tuple=True)
             exact, low = space.exact(query + start, item, block), low[impostor & ~doubtful]
             for counts, right in ((nearer, True), (level, False)):
@@ -198,6 +203,81 @@ def verify(
         threshold[far] = genuine[accepted - 1].item() if accepted else float("nan")
     auc = 1 - ((nearer + level).double().mean() / (2 * num_impostor)).item()
     return Verification(tar, threshold, auc, num_genuine, num_impostor)
+
+
+def threshold_intervals(
+    query_feats: Feats,
+    gallery_feats: Feats,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any,
+    gallery_camids: Any,
+    *,
+    fars: tuple[float, ...] = (1e-3, 1e-2),
+    level: float = 0.95,
+    samples: int = 200,
+    seed: int = 0,
+    most_pairs: int = 1 << 26,
+    block_size: int = 1024,
+) -> dict[float, tuple[float, float]]:
+    """Percentile intervals of the cosine distance up to which a share of impostor pairs of two cameras is accepted.
+
+    Over draws of as many people with replacement: the pairs of one person are no independent observations, so that
+    drawing pairs would give intervals that are far too narrow. A distractor (pid 0) is a person of its own.
+
+    Args:
+        fars: False accept rates, below 0.1.
+        level: Confidence level.
+        samples: Number of draws.
+        seed: Seed of the draws.
+        most_pairs: Of more query-gallery pairs only those of every n-th query are used.
+        block_size: Queries at a time (memory and speed only).
+
+    All other arguments are those of `evaluate_ranking`.
+
+    Returns:
+        Lower and upper end by false accept rate.
+    """
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    query, gallery = (normalize(rows_of(x, "feats").float()) for x in (query_feats, gallery_feats))
+    kept = torch.arange(0, len(query), -(-len(query) * len(gallery) // most_pairs))
+    own = torch.arange(len(kept) + len(gallery)) + 1 + int(max(ids.query_pids.max(), ids.gallery_pids.max()))
+    pids = torch.cat([ids.query_pids[kept], ids.gallery_pids])
+    _, person = torch.where(pids == 0, own, pids).unique(return_inverse=True)
+    _, camera = torch.cat([ids.query_camids[kept], ids.gallery_camids]).unique(return_inverse=True)
+    table = torch.zeros(2, int(person.max()) + 1, int(camera.max()) + 1, dtype=torch.float64)  # images of each
+    side = (torch.arange(len(pids)) >= len(kept)).long()
+    table.index_put_((side, person, camera), (pids != JUNK).double(), accumulate=True)
+    (qp, gp), (qc, gc) = ((x[: len(kept)], x[len(kept) :]) for x in (person, camera))
+    real = ids.gallery_pids != JUNK
+    # Only the nearest impostor pairs matter. Where they begin is read off a sample: four times the largest rate.
+    rng = np.random.default_rng(seed)
+    i, j = (torch.from_numpy(rng.integers(0, n, 1 << 18)) for n in (len(kept), len(gallery)))
+    sampled = (query[kept[i]] * gallery[j]).sum(1)
+    floor = torch.quantile(sampled, max(0.0, 1 - 4 * max(fars)))
+    tail: list[Tensor] = []
+    for rows in torch.arange(len(kept)).split(block_size):
+        scores = query[kept[rows]] @ gallery.T
+        impostor = (qp[rows, None] != gp) & (qc[rows, None] != gc) & real & (ids.query_pids[kept[rows], None] != JUNK)
+        q, item = (impostor & (scores >= floor)).nonzero(as_tuple=True)
+        tail.append(torch.stack([scores[q, item].double(), qp[rows[q]].double(), gp[item].double()]))
+    similarity, p, g = torch.cat(tail, 1)
+    order = similarity.argsort(descending=True)
+    similarity, p, g = similarity[order], p[order].long(), g[order].long()
+    if not len(similarity):
+        return {far: (float("nan"),) * 2 for far in fars}
+    found = torch.zeros(samples, len(fars), dtype=torch.float64)
+    drawn = rng.multinomial(table.shape[1], np.full(table.shape[1], 1 / table.shape[1]), size=samples)
+    of_q, of_g = table
+    for n, weight in enumerate(torch.from_numpy(drawn).double()):
+        cams_q, cams_g, twice = weight @ of_q, weight @ of_g, weight.square()
+        total = cams_q.sum() * cams_g.sum() - cams_q @ cams_g  # pairs of two cameras, then without those of one person
+        total -= twice @ (of_q.sum(1) * of_g.sum(1) - (of_q * of_g).sum(1))
+        accepted = (weight[p] * weight[g]).cumsum(0)
+        at = torch.searchsorted(accepted, total * torch.tensor(fars, dtype=torch.float64), right=True)
+        found[n] = similarity[at.clamp(max=len(similarity) - 1)]
+    ends = torch.quantile(1 - found, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64), dim=0)
+    return {far: (ends[0, i].item(), ends[1, i].item()) for i, far in enumerate(fars)}
 
 
 @dataclass(frozen=True, eq=False)
