@@ -1,16 +1,19 @@
 """Datasets by name: which names there are, and what each of them reads."""
 
+import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from reidlib.data.drawn.writer import SETTINGS, SIZES, write_synthetic
+from reidlib.data.own_images import has_images, read_folder
 from reidlib.data.patches import apply_corrections
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17
 from reidlib.data.samples import COMBINED, ReIDDataset, Sample, merge
 from reidlib.data.tables import TABLES, read_table
 from reidlib.errors import unknown_name
-from reidlib.paths import data_names, data_path, data_paths_file
+from reidlib.paths import data_names, data_path, data_paths_file, slug
 
 __all__ = ["PUBLISHED", "READERS", "ReIDDataset", "Sample", "list_datasets", "load_dataset", "merge"]
 
@@ -52,39 +55,89 @@ def list_datasets() -> list[str]:
     return sorted({*READERS, *(name for name, path in data_names().items() if path.lower().endswith(TABLES))})
 
 
-def load_dataset(name: str, *, combineall: bool = False, tested_on: str = "", patch: str | Path = "") -> ReIDDataset:
-    """Read a dataset from where data_paths.yaml says it lies.
+def load_dataset(
+    name: str | Path,
+    *,
+    combineall: bool = False,
+    tested_on: str = "",
+    patch: str | Path = "",
+    people: str = "",
+    pattern: str = "",
+    split: str = "",
+    seed: int = 0,
+) -> ReIDDataset:
+    """Read a dataset from where data_paths.yaml says it lies, or a folder of images or a table by its path.
+
+    A folder, or a table with the column `path` alone, gives a dataset without labels: all images are in the gallery.
 
     Args:
         name: one of `list_datasets()`; "a+b" joins training sets. "synthetic" and "synthetic_b" mean the size `small`.
+            Or the path of a folder or of a table.
         combineall: add query and gallery to the training set; the name's ending "-combineall" does the same.
         tested_on: the dataset whose query and gallery to take; see `merge`.
         patch: a table of corrected labels; see `patches`.
+        people: "folders": of a folder, each sub-folder is a person; see `own_images.read_folder`.
+        pattern: what the file names of a folder say, such as "{camid}_{time}_*.jpg" or "{pid}_c{camid}s*"; with a "/" in
+            it, what paths say: "{camid}/{pid}/*".
+        split: "auto": by person, half of them to train; see `own_images.dataset_of`.
+        seed: of that split.
 
     Raises:
         ValueError: for an unknown name, files that do not fit their layout, or a patch that does not fit the dataset.
         FileNotFoundError: where the files are not there.
     """
+    own = {"people": people, "pattern": pattern, "split": split, "seed": seed}
+    name = str(name)
     combineall |= name.endswith(COMBINED)
-    parts = [_load(part) for part in name.removesuffix(COMBINED).split("+")]
+    joined = [name] if _is_path(name) else name.removesuffix(COMBINED).split("+")
+    parts = [_load(part, **own) for part in joined]
     data = merge(parts, combineall=combineall, tested_on=_load(tested_on) if tested_on else None)
     return apply_corrections(data, patch) if patch else data
 
 
-def _load(name: str) -> ReIDDataset:
+def _is_path(name: str) -> bool:
+    """Whether a name that no dataset has is the path of something."""
+    if name in READERS or name in SETTINGS or "\0" in name:
+        return False
+    return name not in data_names() and Path(name).expanduser().exists()
+
+
+def _load(name: str, *, people: str = "", pattern: str = "", split: str = "", seed: int = 0) -> ReIDDataset:
     name += "-small" if name in SETTINGS else ""
+    own = {"people": people, "pattern": pattern, "split": split}
     if name in READERS:
+        if asked := [argument for argument, value in own.items() if value]:
+            raise ValueError(f"{name} has a layout of its own: {', '.join(asked)} are for folders and tables of yours")
         return READERS[name](name, *data_path(name if name in data_names() else name.partition("-")[0]))
-    if name in list_datasets():
-        return read_table(name, *data_path(name))
     if name in data_names():
         path, where = data_path(name)
-        raise ValueError(f"{name}: {path} ({where}) is no table ({', '.join(TABLES)}), and no layout has that name: "
-                         f"write it under one of {_names()}")  # fmt: skip
+    elif _is_path(name):
+        path, where = Path(name).expanduser().absolute(), "as given"
+        name = slug(path.stem if path.is_file() else path.name)
+    else:
+        raise _unknown(name)
+    if path.is_dir() and (where == "as given" or has_images(path)):
+        return read_folder(name, path, **own, seed=seed)
+    if str(path).lower().endswith(TABLES):
+        if asked := [argument for argument in ("people", "pattern") if own[argument]]:
+            raise ValueError(f"{', '.join(asked)} are for folders: {path} is a table, whose columns say it")
+        return read_table(name, path, where, split=split, seed=seed)
+    raise ValueError(f"{name}: {path} ({where}) is no table ({', '.join(TABLES)}), no folder of images, and no layout "
+                     f"has that name: write it under one of {_names()}")  # fmt: skip
+
+
+def _unknown(name: str) -> Exception:
+    """The error for a name that is neither a dataset's nor a path's, with what could have been meant."""
+    path = Path(name).expanduser()
+    if name.isprintable() and (len(path.parts) > 1 or path.suffix.lower() in TABLES):
+        there = next(folder for folder in path.parents if folder.is_dir())
+        near = get_close_matches(path.name, os.listdir(there), n=1) if there == path.parent else []
+        hint = f"did you mean {there / near[0]}?" if near else f"of it there is {there}"
+        return FileNotFoundError(f"there is no folder or table {path}: {hint}")
     own = name if name.isidentifier() else "mine"
-    raise ValueError(
-        f"{unknown_name('dataset', name, list_datasets())} There are {_names()}. For images of your own write "
-        f"`{own}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
+    return ValueError(
+        f"{unknown_name('dataset', name, list_datasets())} There are {_names()}. For images of your own give the path of "
+        f"their folder, or write `{own}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
     )
 
 

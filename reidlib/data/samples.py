@@ -18,11 +18,15 @@ _HASHED = 2**28  # bytes up to which a fingerprint reads the files themselves
 
 
 class Sample(NamedTuple):
-    """One image: its file, the person in it (-1 junk, 0 distractor), and the camera that took it."""
+    """One image: its file, the person in it (-1 junk, 0 distractor or unknown), the camera (0 unknown), and, where they
+    are known, its tracklet (a name that is unique within its camera) and time, as they were written.
+    """
 
     path: Path
     pid: int
     camid: int
+    track: str = ""
+    time: str = ""
 
 
 def file_state(path: str | Path) -> tuple[int, int, int]:
@@ -171,7 +175,7 @@ def merge(
     next_pid = next_camid = 0
     for data in (*datasets, *extra):
         splits = {
-            split: tuple(Sample(s.path, s.pid + next_pid * (s.pid > 0), s.camid + next_camid) for s in samples)
+            split: tuple(s._replace(pid=s.pid + next_pid * (s.pid > 0), camid=s.camid + next_camid) for s in samples)
             for split, samples in data.splits.items()
         }
         pids, camids = {s.pid for s in data.samples if s.pid > 0}, {s.camid for s in data.samples}

@@ -174,7 +174,8 @@ class Extractor:
 
     def stream(self, images: Images, *, progress: bool = False) -> Iterator[Extracted]:
         """The same batch by batch, in order, at fixed memory. The next batch is decoded while the network runs."""
-        items, copies = _items(images), {} if _is_folder(images) else None
+        items = _items(images)
+        copies: dict[str, str] | None = {} if _is_folder(images) else None
         if progress:
             from tqdm.auto import tqdm
 
