@@ -77,8 +77,8 @@ def load_dataset(
         tested_on: the dataset whose query and gallery to take; see `merge`.
         patch: a table of corrected labels; see `patches`.
         people: "folders": of a folder, each sub-folder is a person; see `own_images.read_folder`.
-        pattern: what the file names of a folder say, such as "{camid}_{time}_*.jpg" or "{pid}_c{camid}s*"; with a "/" in
-            it, what paths say: "{camid}/{pid}/*".
+        pattern: what the file names of a folder say, such as "{camid}_{time}_*.jpg" or "{pid}_c{camid}s*"; with a "/"
+            in it, what paths say: "{camid}/{pid}/*".
         split: "auto": by person, half of them to train; see `own_images.dataset_of`.
         seed: of that split.
 
@@ -136,8 +136,8 @@ def _unknown(name: str) -> Exception:
         return FileNotFoundError(f"there is no folder or table {path}: {hint}")
     own = name if name.isidentifier() else "mine"
     return ValueError(
-        f"{unknown_name('dataset', name, list_datasets())} There are {_names()}. For images of your own give the path of "
-        f"their folder, or write `{own}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
+        f"{unknown_name('dataset', name, list_datasets())} There are {_names()}. For images of your own give the path "
+        f"of their folder, or write `{own}: list.csv` into {data_paths_file()}, a table of path,pid,camid,split"
     )
 
 

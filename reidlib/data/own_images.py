@@ -150,8 +150,8 @@ def dataset_of(
     if split:
         if not people:
             raise ValueError(
-                f"{name}: split='auto' is by person, and nobody is named: give people='folders' if each sub-folder is a "
-                "person, a pattern with {pid}, or a column pid"
+                f"{name}: split='auto' is by person, and nobody is named: give people='folders' if each sub-folder is "
+                "a person, a pattern with {pid}, or a column pid"
             )
         samples, splits = _split_by_person(samples, seed)
         notes.append(f"split by rule, with seed {seed}: write_table keeps it")
