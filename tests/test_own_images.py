@@ -62,7 +62,7 @@ def test_names_say_camera_and_time(tmp_path: Path) -> None:
     assert [(data.cameras[s.camid], s.time) for s in data.gallery] == [("door", "0900"), ("hall", "0901")]
     with pytest.raises(ValueError, match=r"1 of 3 names are not of the form \{camid\}_\{time\}_\*\.jpg: odd\.png"):
         reidlib.load_dataset(images(folder, "odd.png"), pattern="{camid}_{time}_*.jpg")
-    with pytest.raises(ValueError, match="must have one or more of {pid}, {camid}, {track}, {time}"):
+    with pytest.raises(ValueError, match=r"must have one or more of \{pid\}, \{camid\}, \{track\}, \{time\}"):
         compile_pattern("{person}_*.jpg")
     market = images(tmp_path / "m", "0002_c1s1_000451_03.jpg", "0002_c2s1_000451_03.jpg")
     assert any("pattern='{pid}_c{camid}s*'" in note for note in reidlib.load_dataset(market).notes)
@@ -154,7 +154,7 @@ def test_wrong_paths_are_told_what_was_meant(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FileNotFoundError, match=rf"of it there is {tmp_path}"):
         reidlib.load_dataset(tmp_path / "no" / "crops")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no image .* found nothing"):
+    with pytest.raises(ValueError, match=r"holds no image .* found nothing"):
         reidlib.load_dataset(tmp_path / "empty")
     market = images(tmp_path / "M", "bounding_box_train/a.jpg", "bounding_box_test/a.jpg", "query/a.jpg")
     with pytest.raises(ValueError, match=r"has the layout of Market-1501 .* write `market1501: "):
