@@ -264,7 +264,7 @@ def test_figures_draw_and_refuse(tiny):
     figure = image_counts({"train": check.people_by_camera(tiny.train), "none": (np.zeros((0, 3)), [], [1, 2, 3])})
     (cells,) = figure.axes[0].collections
     assert cells.get_array().sum() == len(tiny.train)
-    assert "12 people, 90 images; 0 in one camera only" in figure.axes[0].get_title(loc="left")
+    assert "12 people, 90 images; 0 seen by one camera only" in figure.axes[0].get_title(loc="left")
     assert len(figure.axes) == 2  # one panel and its colours
     sizes = image_sizes([(128, 64)] * 9 + [(100, 90), (0, 0)])
     assert "10 images, 2 sizes, most often 128 × 64" in sizes.get_suptitle()

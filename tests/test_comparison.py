@@ -8,7 +8,14 @@ from test_ranked import ranked  # noqa: F401, a fixture
 
 from reidlib import plots
 from reidlib.evaluation import bootstrap, pair_histogram, verify
-from reidlib.workbook.comparison import ap_table, moved_queries, over_seeds, score_table, settings_that_differ
+from reidlib.workbook.comparison import (
+    ap_table,
+    moved_queries,
+    open_runs,
+    over_seeds,
+    score_table,
+    settings_that_differ,
+)
 
 
 @pytest.fixture
@@ -28,6 +35,20 @@ def test_settings_that_differ_are_shown_and_no_others() -> None:
         "lr": {"a": "0.1", "b": "0.2"},
         "clip": {"a": "", "b": "1"},
     }
+
+
+def test_two_names_of_one_run_are_refused(monkeypatch) -> None:
+    opened = []
+
+    def fake(name: str, **how: object) -> SimpleNamespace:
+        opened.append((name, how))
+        return SimpleNamespace(name=name.rpartition("/")[2])
+
+    monkeypatch.setattr("reidlib.workbook.runs.Run.open", fake)
+    assert list(open_runs(["a", "x/b"], output="there")) == ["a", "b"]
+    assert opened == [("a", {"plugins": "", "output": "there"}), ("x/b", {"plugins": ""})]
+    with pytest.raises(ValueError, match="different names, got b, b"):
+        open_runs(["b", "x/b"])
 
 
 def test_differences_have_an_interval_and_a_p_value(ranked, other) -> None:  # noqa: F811
@@ -103,7 +124,9 @@ def test_pairs_are_counted_as_by_a_naive_loop_and_agree_with_the_thresholds(rank
                 naive[int(not same), int((similarity + 1) * 20)] += 1
     assert torch.equal(found.same, naive[0])
     assert torch.equal(found.different, naive[1])
-    far, tar = pair_histogram(*ranked.inputs, bins=20_000).roc()
+    fine = pair_histogram(*ranked.inputs, bins=20_000)
+    drawn = plots.pair_similarities(fine.edges, fine.same, fine.different).axes[1].lines[0]
+    far, tar = (values / 100 for values in drawn.get_data())
     exact = verify(*ranked.inputs, fars=(0.1,))
     at = int((1 - exact.threshold[0.1] + 1) * 10_000)
     assert float(tar[at]) == pytest.approx(exact.tar[0.1], abs=0.01)

@@ -126,7 +126,7 @@ def test_the_buttons_write_the_table_at_once_and_go_on(ranked, tmp_path: Path, m
     assert [row.verdict for row in rows] == ["other", "junk"]
     assert rows[0].note == "other coat"
     assert kept[0].at.value == 2
-    again = widgets(ranked, kept[0].found, tmp_path / "fixes.csv", None)
+    again = widgets(ranked, kept[0].found, tmp_path / "fixes.csv")
     assert "this one: other" in again.state.value
     apply_corrections(ranked.data, tmp_path / "fixes.csv")
 

@@ -69,6 +69,29 @@ def test_a_reranked_list_agrees_with_its_scores_and_says_what_moved(ranked):
     assert any(m.before != m.rank for i in range(12) for m in after.compared(i, 10, ranked))
 
 
+def test_lists_of_several_queries_are_those_of_each(ranked):
+    after = ranked.reranked(k1=6, k2=3)
+    for ranking in (ranked, after):
+        assert ranking.lists([3, 0, 7], 9) == [ranking.nearest(i, 9) for i in (3, 0, 7)]
+        assert ranking.lists([3, 0], 9, camera=2) == [ranking.nearest(i, 9, camera=2) for i in (3, 0)]
+    assert ranked.lists([1, 2], 9, camera=77) == [[], []]
+
+
+def test_a_gallery_image_asks_for_the_rest_of_the_gallery(ranked):
+    person = next(i for i, s in enumerate(ranked.data.gallery) if s.pid == 2)
+    distractor = next(i for i, s in enumerate(ranked.data.gallery) if s.pid == 0)
+    for at in (person, distractor):
+        asked = ranked.asking(at)
+        found = asked.nearest(0, 40)
+        assert at not in [match.item for match in found]
+        right = {match.item for match in found if match.right}
+        other_camera = {
+            i for i, s in enumerate(ranked.data.gallery) if s.pid == 2 and s.camid != ranked.data.gallery[person].camid
+        }
+        assert right == (other_camera if at == person else set())
+        assert asked.label == "a gallery image as the query"
+
+
 def test_expansion_changes_the_features_only(ranked):
     after = ranked.expanded(k=4)
     assert after.query.feats.shape == ranked.query.feats.shape

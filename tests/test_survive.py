@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from loop_cases import PLAIN, SIZE, Picky, small, timeless, weights
@@ -298,17 +299,19 @@ def test_nothing_grows_with_epochs(tiny) -> None:
 
     import psutil
 
-    seen: dict[int, tuple[int, int]] = {}
+    seen: list[tuple[int, int]] = []
 
     def look(history) -> None:
-        if history[-1]["epoch"] in (10, 40):
+        if history[-1]["epoch"] % 6 == 0:
             gc.collect()
-            seen[history[-1]["epoch"]] = psutil.Process().memory_info().rss, len(gc.get_objects())
+            seen.append((psutil.Process().memory_info().rss, len(gc.get_objects())))
 
-    recipe = replace(PLAIN, epochs=40, ema=0.9, accumulate=2, augment=("random_flip",))
+    recipe = replace(PLAIN, epochs=30, ema=0.9, accumulate=2, augment=("random_flip",))
     fit(small(tiny), tiny, Run.create("long", {}), recipe, on_epoch=look)
-    assert seen[40][0] - seen[10][0] < 4 * 2**20  # bytes
-    assert seen[40][1] - seen[10][1] < 30 * 4  # objects: a row of metrics an epoch
+    grown, added = np.diff(seen, axis=0).T  # in each six epochs: bytes, objects
+    # The allocator takes a few MiB now and then, by what ran before in this process; a leak takes some each time.
+    assert min(grown) < 2**20, grown
+    assert min(added) < 6 * 4, added  # objects: a row of metrics an epoch
 
 
 def test_tensorboard_shows_what_the_metrics_say(tiny) -> None:

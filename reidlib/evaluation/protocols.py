@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from reidlib.errors import unknown_name
 from reidlib.evaluation import kernels
@@ -293,14 +293,6 @@ class PairHistogram:
     edges: Tensor
     same: Tensor
     different: Tensor
-
-    def roc(self) -> tuple[Tensor, Tensor]:
-        """Shares of different and of same pairs that are accepted at each edge as threshold, (B + 1,) float64 each."""
-        far, tar = (
-            pad(counts.flip(0).cumsum(0).flip(0).double() / max(int(counts.sum()), 1), (0, 1))
-            for counts in (self.different, self.same)
-        )
-        return far, tar
 
 
 def pair_histogram(

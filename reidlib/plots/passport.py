@@ -47,9 +47,9 @@ def image_counts(
         labels = {"xticklabels": people, "yticklabels": [shorten(camera_name(c, dataset), 1.6, 9) for c in camids]}
         seaborn.heatmap(counted, mask=counted == 0, rasterized=True, ax=axes, **labels, **scale)
         axes.set_title(
-            f"{split}: {len(counts)} people, {counts.sum()} images; {(cameras < 2).sum()} in one camera only"
+            f"{split}: {len(counts)} people, {counts.sum()} images; {(cameras < 2).sum()} seen by one camera only"
         )
-        axes.set(xlabel="people, most images first", ylabel="camera")
+        axes.set(xlabel="people (those with most images on the left)", ylabel="camera")
         axes.tick_params(axis="y", labelrotation=0)
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
         axes.grid(False)

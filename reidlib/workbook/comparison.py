@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reidlib.data.loaders import eval_loader
 from reidlib.data.samples import ReIDDataset
-from reidlib.evaluation import bootstrap, extract_features, permutation_test
-from reidlib.models import create_model
+from reidlib.evaluation import bootstrap, permutation_test
 from reidlib.scores import NAMES, RETRIEVAL
 from reidlib.workbook import parity
 from reidlib.workbook.ranked import Ranked, of_run
@@ -24,12 +22,24 @@ if TYPE_CHECKING:
 _ELSEWHERE = {"run", "resume", "output", "workers", "cpu", "skip_check", "plugin_files", "recipe_settings"}
 
 
-def open_runs(names: Sequence[str], *, plugins: str = "") -> dict[str, "Run"]:
-    """The runs of these names, by name; the newest run alone where no name is given."""
+def open_runs(names: Sequence[str], *, plugins: str = "", **first: Any) -> dict[str, "Run"]:
+    """The runs of these names, by name; the newest run alone where no name is given.
+
+    Args:
+        names: Names or paths, each of another run.
+        plugins: As in `Run.open`.
+        first: Further arguments of `Run.open` for the first: it keeps what the comparison writes.
+
+    Raises:
+        ValueError: Two of them are one run, or have one name.
+    """
     from reidlib.workbook.runs import Run
 
-    found = [Run.open(name, plugins=plugins) for name in names] or [Run.open("", plugins=plugins)]
-    return {run.name: run for run in found}
+    found = [Run.open(name, plugins=plugins, **({} if n else first)) for n, name in enumerate(names or [""])]
+    by_name = {run.name: run for run in found}
+    if len(by_name) < len(found):
+        raise ValueError(f"runs to compare need different names, got {', '.join(run.name for run in found)}")
+    return by_name
 
 
 def rank(
@@ -55,14 +65,9 @@ def rank(
     rankings: dict[str, Ranked] = {}
     for label, run in runs.items():
         if len(runs) == 1:
-            known = run.load_model()
-            fresh = create_model(known.name, num_classes=0, input_size=known.input_size).eval()
-            loader = {"workers": workers, "interpolation": run.interpolation, "cameras": run.cameras(data)}
-            query, gallery = (
-                extract_features(fresh, eval_loader(split, known.input_size, **loader), flip=flip, progress=progress)
-                for split in (data.query, data.gallery)
-            )
-            rankings["untrained"] = Ranked(data, query, gallery, metric or run.metric, label="untrained")
+            untrained = run.load_model(random=0)
+            features = run.extract(untrained, data, flip=flip, workers=workers, progress=progress)
+            rankings["untrained"] = Ranked(data, *features, metric or run.metric, label="untrained")
         rankings[label] = of_run(run, data, metric, flip=flip, workers=workers, progress=progress)
     return rankings
 

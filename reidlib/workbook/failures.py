@@ -1,7 +1,7 @@
 """What went wrong in a ranking, in groups with a rule each, and which labels the features doubt."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -45,7 +45,8 @@ def explain(ranked: Ranked) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    lists = {i: ranked.nearest(i, DEPTH) for i in range(len(ranked.data.query)) if ranked.result.first_match[i] > 0}
+    valid = torch.nonzero(ranked.result.first_match > 0).flatten().tolist()
+    lists = dict(zip(valid, ranked.lists(valid, DEPTH), strict=True))
     tops = torch.tensor([matches[0].similarity for matches in lists.values()])
     low = float(tops.quantile(0.1)) if len(tops) else 0.0
     rows = []
@@ -259,9 +260,7 @@ def corrections(ranked: Ranked, suspect: Suspect, verdict: str, note: str = "") 
     return rows
 
 
-def repair(
-    ranked: Ranked, file: str | Path, *, count: int = 100, shown: int = 5, after: Callable[[], Any] | None = None
-) -> Any:
+def repair(ranked: Ranked, file: str | Path, *, count: int = 100, shown: int = 5) -> Any:
     """Decide on suspected labels one by one; each verdict is in the CSV at once.
 
     Args:
@@ -269,7 +268,6 @@ def repair(
         file: The table of corrections; it is continued if it is there.
         count: Suspects to go through.
         shown: How many are shown where nobody can press a button.
-        after: Called after each verdict.
 
     Returns:
         A widget; without a front end the first suspects as HTML.
@@ -280,7 +278,7 @@ def repair(
     if not is_interactive():
         sheets = "".join(f"<p>{_sentence(ranked, s)}</p>{suspect_html(ranked, s)}" for s in found[:shown])
         return HTML(sheets + "<p><small>With a kernel and a front end, each can be decided with a button.</small></p>")
-    return _Repair(ranked, found, Path(file), after).box
+    return _Repair(ranked, found, Path(file)).box
 
 
 def _sentence(ranked: Ranked, suspect: Suspect) -> str:
@@ -294,10 +292,10 @@ def _sentence(ranked: Ranked, suspect: Suspect) -> str:
 class _Repair:
     """The widgets of `repair`."""
 
-    def __init__(self, ranked: Ranked, found: Sequence[Suspect], file: Path, after: Callable[[], Any] | None) -> None:
+    def __init__(self, ranked: Ranked, found: Sequence[Suspect], file: Path) -> None:
         import ipywidgets as w
 
-        self.ranked, self.found, self.file, self.after = ranked, found, file, after
+        self.ranked, self.found, self.file = ranked, found, file
         self.rows = read_corrections(file) if file.exists() else []
         self.at = w.IntSlider(0, 0, max(len(found) - 1, 0), description="suspect", layout=w.Layout(width="480px"))
         self.note = w.Text(placeholder="note (optional)")
@@ -318,8 +316,6 @@ class _Repair:
         write_corrections(self.file, self.rows)
         self.rows = read_corrections(self.file)
         self.note.value = ""
-        if self.after:
-            self.after()
         if self.at.value < self.at.max:
             self.at.value += 1
         else:

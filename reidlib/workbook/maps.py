@@ -306,6 +306,8 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
       pen.beginPath(); pen.arc(...at[near], radius + 4, 0, 7); pen.globalAlpha = 1; pen.lineWidth = 3; pen.stroke();
     }
   }
+  const named = key => i => /^\\d+$/.test(nameOf(key, i)) ? `${key} ${nameOf(key, i)}` : nameOf(key, i);
+  let marked = -1;
   canvas.addEventListener("mousemove", event => {
     const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
     const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
@@ -314,7 +316,7 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
       const d = (p[0] - x) ** 2 + (p[1] - y) ** 2;
       if (d < best) { best = d; near = i; }
     });
-    draw(near);
+    if (near !== marked) draw(marked = near);
     tip.style.display = near < 0 ? "none" : "block";
     if (near < 0) return;
     const picture = document.createElement("canvas"), words = document.createElement("div");
@@ -322,7 +324,7 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
     picture.style.cssText = `height: 128px; width: ${128 * w / h}px`;
     const part = [near % across * w, Math.floor(near / across) * h, w, h];
     picture.getContext("2d").drawImage(sheet, ...part, 0, 0, w, h);
-    words.innerText = [`person ${nameOf("person", near)}`, `camera ${nameOf("camera", near)}`,
+    words.innerText = [named("person")(near), named("camera")(near),
       nameOf("outcome", near), `AP ${nameOf("AP", near)}`, m.files[near]].join("\\n");
     tip.replaceChildren(picture, words);
     const left = at[near][0] / scale, top = canvas.offsetTop + at[near][1] / scale;
@@ -330,7 +332,7 @@ _PAGE = """<div class="reid-map" style="position: relative; max-width: 760px; ba
     tip.style.left = Math.max(0, left + 14 + wide > box.width ? left - 14 - wide : left + 14) + "px";
     tip.style.top = Math.max(0, top - 60) + "px";
   });
-  canvas.addEventListener("mouseleave", () => { tip.style.display = "none"; draw(-1); });
+  canvas.addEventListener("mouseleave", () => { tip.style.display = "none"; draw(marked = -1); });
   select.addEventListener("change", () => draw(-1));
   draw(-1);
 })();

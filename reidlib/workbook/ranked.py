@@ -33,7 +33,7 @@ from reidlib.evaluation import (
 )
 from reidlib.plots.names import camera_name, person_name
 from reidlib.plots.style import VERDICTS
-from reidlib.workbook.views import below, choose_queries, is_interactive
+from reidlib.workbook.views import CHOICES, below, choose_queries, is_interactive
 
 if TYPE_CHECKING:
     from reidlib.workbook.runs import Run
@@ -99,28 +99,34 @@ class Ranked:
 
     def nearest(self, i: int, k: int = 10, *, camera: int | None = None) -> list[Match]:
         """The first k gallery images for query i, as the protocol ranks them; of one camera alone by `camera`."""
-        keep = None if camera is None else torch.nonzero(self.gallery.camids == camera).flatten()
-        feats, gallery, *ids = (x[i : i + 1] if n % 2 == 0 else x for n, x in enumerate(self.inputs))
-        if keep is not None:
-            gallery, ids = gallery[keep], [x if n % 2 == 0 else x[keep] for n, x in enumerate(ids)]
-        k = min(k, len(gallery))
+        return self.lists([i], k, camera=camera)[0]
+
+    def lists(self, picked: Sequence[int], k: int = 10, *, camera: int | None = None) -> list[list[Match]]:
+        """`nearest` of several queries: the gallery is gone through once for all of them."""
+        of_camera = torch.ones(len(self.gallery), dtype=torch.bool) if camera is None else self.gallery.camids == camera
+        keep, asked = torch.nonzero(of_camera).flatten(), torch.as_tensor(picked)
+        k = min(k, len(keep))
         if not k:
-            return []
+            return [[] for _ in picked]
+        feats, gallery, *ids = (x[keep if n % 2 else asked] for n, x in enumerate(self.inputs))
         if self.distances is None:
             found = rank_gallery(feats, gallery, *ids, k=k, metric=self.metric)
-            at, right = found.indices[0], found.matches[0]
-            at, right = at[at >= 0], right[at >= 0]
+            ranked = [(at[at >= 0], right[at >= 0]) for at, right in zip(found.indices, found.matches, strict=True)]
         else:
-            row = self.distances[i] if keep is None else self.distances[i][keep]
-            query_pid, gallery_pids, query_camid, gallery_camids = ids
-            same = gallery_pids == query_pid
-            dropped = (gallery_pids == -1) | (same & (gallery_camids == query_camid))
-            at = row.masked_fill(dropped, torch.inf).argsort(stable=True)[: min(k, int((~dropped).sum()))]
-            right = same[at]
-        at = at if keep is None else keep[at]
-        similarity = self.unit[1][at] @ self.unit[0][i]
-        rows = zip(at.tolist(), similarity.tolist(), right.tolist(), strict=True)
-        return [Match(rank, *row) for rank, row in enumerate(rows, start=1)]
+            query_pids, gallery_pids, query_camids, gallery_camids = ids
+            ranked = []
+            for i, pid, camid in zip(picked, query_pids, query_camids, strict=True):
+                same = gallery_pids == pid
+                dropped = (gallery_pids == -1) | (same & (gallery_camids == camid))
+                order = self.distances[i][keep].masked_fill(dropped, torch.inf).argsort(stable=True)
+                at = order[: min(k, int((~dropped).sum()))]
+                ranked.append((at, same[at]))
+        found_lists = []
+        for i, (at, right) in zip(picked, ranked, strict=True):
+            similarity = self.unit[1][keep[at]] @ self.unit[0][i]
+            rows = zip(keep[at].tolist(), similarity.tolist(), right.tolist(), strict=True)
+            found_lists.append([Match(rank, *row) for rank, row in enumerate(rows, start=1)])
+        return found_lists
 
     def nearest_right(self, i: int) -> Match | None:
         """The right match that comes first in the list of query i; None if the gallery has none."""
@@ -144,12 +150,20 @@ class Ranked:
         return [match._replace(before=before.get(match.item, 0)) for match in self.nearest(i, k, camera=camera)]
 
     def asking(self, at: int) -> "Ranked":
-        """The same gallery with one query: the gallery image `at`."""
-        query = Features(
-            self.gallery.feats[at : at + 1], self.gallery.pids[at : at + 1], self.gallery.camids[at : at + 1]
+        """The rest of the gallery with one query, the gallery image `at`, ranked by the features."""
+        pid = int(self.gallery.pids[at])
+        nobody = torch.tensor([pid if pid > 0 else -1])  # a distractor is nobody's match, nor another distractor's
+        query = Features(self.gallery.feats[at : at + 1], nobody, self.gallery.camids[at : at + 1])
+        rest = self.gallery.pids.clone()
+        rest[at] = -1
+        return replace(
+            self,
+            data=replace(self.data, query=(self.data.gallery[at],)),
+            query=query,
+            gallery=replace(self.gallery, pids=rest),
+            distances=None,
+            label="a gallery image as the query",
         )
-        data = replace(self.data, query=(self.data.gallery[at],))
-        return replace(self, data=data, query=query, distances=None)
 
     def reranked(self, *, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, progress: bool = False) -> "Ranked":
         """By k-reciprocal encoding (Zhong et al., CVPR 2017)."""
@@ -200,7 +214,9 @@ def find_queries(
     Raises:
         ValueError: An unknown `show`, person or camera (with the nearest names), or no query is left.
     """
-    data, ap = ranked.data, ranked.result.ap.clone()
+    if show not in (shows := (*CHOICES, "wrong")):
+        raise unknown_name("value of show", show, shows)
+    data, ap = ranked.data, ranked.result.ap
     names = {
         "person": (person, [person_name(s.pid, data) for s in data.query]),
         "camera": (camera, [camera_name(s.camid, data) for s in data.query]),
@@ -345,7 +361,7 @@ def explore(
             shown first.
         show: The order to begin with, as in `find_queries`.
         k: Images in a list.
-        start: Query indices to show where there is no front end; empty: by `show`.
+        start: Query indices to begin with; empty: by `show`.
         rows: How many of them.
         beside: Name of a second ranking to set below the first from the beginning.
 
@@ -389,13 +405,14 @@ class _Explorer:
     ) -> None:
         import ipywidgets as w
 
-        self.ranking, self.names, self.k = ranking, names, k
+        self.ranking, self.start = ranking, start
         data = ranking(names[0]).data
         people = sorted({person_name(s.pid, data) for s in data.query})
         cameras = sorted({camera_name(s.camid, data) for s in data.query})
-        orders = [(words, key) for key, words in _ORDERS.items()]
+        orders = [("as given", "chosen")] * bool(start) + [(words, key) for key, words in _ORDERS.items()]
+        order = "chosen" if start else show
         wide = w.Layout(width="230px")
-        self.order = w.Dropdown(options=orders, value=show if show in _ORDERS else "worst", description="order")
+        self.order = w.Dropdown(options=orders, value=order, description="order")
         self.person = w.Combobox(options=people, placeholder="any", description="person", layout=wide)
         self.camera = w.Dropdown(options=[("any", ""), *((c, c) for c in cameras)], description="camera", layout=wide)
         self.to = w.Dropdown(options=[("all", None), *_cameras(data)], description="gallery of", layout=wide)
@@ -405,7 +422,7 @@ class _Explorer:
         self.length = w.BoundedIntText(k, 1, 100, description="images", layout=w.Layout(width="160px"))
         self.at = w.IntSlider(0, 0, 0, description="query", continuous_update=True, layout=w.Layout(width="520px"))
         self.note, self.shown = w.HTML(), w.HTML()
-        self.picked = start or [0]
+        self.picked = [0]
         for widget in (self.order, self.person, self.camera, self.file, self.which):
             widget.observe(self.choose, "value")
         for widget in (self.to, self.beside, self.length, self.at):
@@ -424,8 +441,9 @@ class _Explorer:
         """Find the queries that are left, and show the first."""
         ranked = self.ranking(self.which.value)
         try:
-            chosen = {"person": self.person.value, "camera": self.camera.value, "file": self.file.value}
-            self.picked, words = find_queries(ranked, self.order.value, len(ranked.data.query), **chosen)
+            which = {"person": self.person.value, "camera": self.camera.value, "file": self.file.value}
+            every = len(ranked.data.query)
+            self.picked, words = find_queries(ranked, self.order.value, every, chosen=self.start, **which)
         except ValueError as error:
             self.note.value = f"<b>{escape(str(error))}</b>"
             return

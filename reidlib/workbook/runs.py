@@ -287,8 +287,7 @@ class Run(RunFolder):
 
         Those with `flip` (see `extract_features`) are in a file of their own, features/<dataset>-flip.safetensors.
         """
-        from reidlib.data.loaders import eval_loader
-        from reidlib.evaluation.features import extract_features, load_features, save_features
+        from reidlib.evaluation.features import load_features, save_features
 
         path = self.path / "features" / f"{dataset.name}{'-flip' * flip}.safetensors"
         if not path.is_file():
@@ -297,13 +296,24 @@ class Run(RunFolder):
         stamp |= {"input": "{}x{} {}".format(*model.input_size, self.interpolation)}
         found = load_features(path, stamp)
         if found is None:
-            found = {}
-            for split in ("query", "gallery"):
-                options = {"cameras": self.cameras(dataset), "workers": workers, "interpolation": self.interpolation}
-                loader = eval_loader(getattr(dataset, split), model.input_size, **options)
-                found[split] = extract_features(model, loader, flip=flip, progress=progress)
+            query, gallery = self.extract(model, dataset, flip=flip, workers=workers, progress=progress)
+            found = {"query": query, "gallery": gallery}
             save_features(self.out / "features" / path.name, found, stamp)
         return found["query"], found["gallery"]
+
+    def extract(
+        self, model: "ReIDModel", dataset: "ReIDDataset", *, flip: bool, workers: int, progress: bool
+    ) -> tuple["Features", "Features"]:
+        """Query and gallery features by `model`, whatever its weights, with the run's preprocessing; not cached."""
+        from reidlib.data.loaders import eval_loader
+        from reidlib.evaluation import extract_features
+
+        options = {"cameras": self.cameras(dataset), "workers": workers, "interpolation": self.interpolation}
+        query, gallery = (
+            extract_features(model, eval_loader(split, model.input_size, **options), flip=flip, progress=progress)
+            for split in (dataset.query, dataset.gallery)
+        )
+        return query, gallery
 
 
 def _percent(score: float | None) -> str:

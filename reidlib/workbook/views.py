@@ -301,24 +301,3 @@ def below(path: str | Path, root: str | Path) -> str:
     """`path` as seen from `root`, so that tables carry no folder of anybody's computer."""
     path = Path(path)
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
-def browse(draw: Callable[[int], Any], count: int, *, start: int = 0) -> Any:
-    """The figure `draw(start)`; where the notebook is interactive, with a slider that shows another one of `count`.
-
-    Without a kernel the slider is dead, the figure stays.
-    """
-    if is_interactive():
-        from IPython.display import clear_output, display
-        from ipywidgets import IntSlider, Output, VBox
-
-        slider, shown = IntSlider(start, 0, count - 1, description="index", continuous_update=False), Output()
-
-        def redraw(change: dict[str, Any]) -> None:
-            with shown:
-                clear_output(wait=True)
-                display(draw(change["new"]))
-
-        slider.observe(redraw, "value")
-        display(VBox([slider, shown]))
-    return draw(start)

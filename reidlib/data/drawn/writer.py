@@ -120,7 +120,7 @@ class Shot(NamedTuple):
     split: str
     pid: int
     camid: int
-    number: int  # tells apart the shots of one pid before one camera (of one kind, for pid 0 and -1)
+    number: int  # from 0 on for each pid and camera; for distractors and for junk, whatever the camera
 
 
 class Studio:
