@@ -65,8 +65,8 @@ def test_a_reranked_list_agrees_with_its_scores_and_says_what_moved(ranked):
         ap = sum((n + 1) / rank for n, rank in enumerate(right)) / len(right)
         assert ap == pytest.approx(float(after.result.ap[i]))
         before = {match.item: match.rank for match in ranked.nearest(i, 40)}
-        assert [m.before for m in after.compared(i, 10, ranked)] == [before[m.item] for m in found[:10]]
-    assert any(m.before != m.rank for i in range(12) for m in after.compared(i, 10, ranked))
+        assert [m.before for m in after.lists([i], 10, earlier=ranked)[0]] == [before[m.item] for m in found[:10]]
+    assert any(m.before != m.rank for found in after.lists(range(12), 10, earlier=ranked) for m in found)
 
 
 def test_lists_of_several_queries_are_those_of_each(ranked):
@@ -154,14 +154,14 @@ def test_without_a_front_end_the_same_lists_are_shown(ranked):
 
 
 def test_the_widgets_choose_step_and_compare(ranked, monkeypatch):
-    explorer, made, asked = room._Explorer, [], []
+    explorer, made, asked = room.ListExplorer, [], []
 
     def keep(*args):
         made.append(explorer(*args))
         return made[0]
 
     monkeypatch.setattr(room, "is_interactive", lambda: True)
-    monkeypatch.setattr(room, "_Explorer", keep)
+    monkeypatch.setattr(room, "ListExplorer", keep)
     box = explore({"plain": ranked, "re-ranked": lambda: asked.append(1) or ranked.reranked(k1=6, k2=3)}, k=5)
     (widgets,) = made
     assert box is widgets.box

@@ -8,7 +8,7 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -101,14 +101,32 @@ class Ranked:
         """The first k gallery images for query i, as the protocol ranks them; of one camera alone by `camera`."""
         return self.lists([i], k, camera=camera)[0]
 
-    def lists(self, picked: Sequence[int], k: int = 10, *, camera: int | None = None) -> list[list[Match]]:
-        """`nearest` of several queries: the gallery is gone through once for all of them."""
-        of_camera = torch.ones(len(self.gallery), dtype=torch.bool) if camera is None else self.gallery.camids == camera
-        keep, asked = torch.nonzero(of_camera).flatten(), torch.as_tensor(picked)
+    def lists(
+        self,
+        picked: Sequence[int],
+        k: int = 10,
+        *,
+        camera: int | None = None,
+        earlier: "Ranked | None" = None,
+    ) -> list[list[Match]]:
+        """`nearest` of several queries: the gallery is gone through once for all of them.
+
+        Args:
+            picked: Query indices.
+            k: Images in a list.
+            camera: Only gallery images of this camera.
+            earlier: Another ranking of the same dataset: each match then has its rank there as `before`.
+        """
+        every = torch.arange(len(self.gallery))
+        keep = every if camera is None else every[self.gallery.camids == camera]
         k = min(k, len(keep))
         if not k:
             return [[] for _ in picked]
-        feats, gallery, *ids = (x[keep if n % 2 else asked] for n, x in enumerate(self.inputs))
+        # Indexing copies the gallery's features: Market-1501's take 170 MB.
+        feats, gallery, *ids = (
+            x[torch.as_tensor(picked)] if n % 2 == 0 else x if camera is None else x[keep]
+            for n, x in enumerate(self.inputs)
+        )
         if self.distances is None:
             found = rank_gallery(feats, gallery, *ids, k=k, metric=self.metric)
             ranked = [(at[at >= 0], right[at >= 0]) for at, right in zip(found.indices, found.matches, strict=True)]
@@ -126,7 +144,11 @@ class Ranked:
             similarity = self.unit[1][keep[at]] @ self.unit[0][i]
             rows = zip(keep[at].tolist(), similarity.tolist(), right.tolist(), strict=True)
             found_lists.append([Match(rank, *row) for rank, row in enumerate(rows, start=1)])
-        return found_lists
+        if earlier is None:
+            return found_lists
+        ranks = [{m.item: m.rank for m in matches} for matches in earlier.lists(picked, DEPTH, camera=camera)]
+        pairs = zip(found_lists, ranks, strict=True)
+        return [[m._replace(before=there.get(m.item, 0)) for m in matches] for matches, there in pairs]
 
     def nearest_right(self, i: int) -> Match | None:
         """The right match that comes first in the list of query i; None if the gallery has none."""
@@ -143,11 +165,6 @@ class Ranked:
         else:
             best = int(similarity.argmax())
         return Match(rank, int(at[best]), float(similarity[best]), True)
-
-    def compared(self, i: int, k: int, earlier: "Ranked", *, camera: int | None = None) -> list[Match]:
-        """`nearest(i, k)`, each with its rank in the list of `earlier`."""
-        before = {match.item: match.rank for match in earlier.nearest(i, DEPTH, camera=camera)}
-        return [match._replace(before=before.get(match.item, 0)) for match in self.nearest(i, k, camera=camera)]
 
     def asking(self, at: int) -> "Ranked":
         """The rest of the gallery with one query, the gallery image `at`, ranked by the features."""
@@ -319,10 +336,8 @@ def list_html(
         height: Of an image on the page, in pixels.
     """
     rows, data = [], ranked.data
-    for i in picked:
+    for i, matches in zip(picked, ranked.lists(picked, k, camera=camera, earlier=earlier), strict=True):
         query, (_, ap) = data.query[i], ranked.score(i)
-        shown = ranked.nearest if earlier is None else partial(ranked.compared, earlier=earlier)
-        matches = shown(i, k, camera=camera)
         first = ranked.nearest_right(i)
         found = "no right match in the gallery" if first is None else f"first right: {first.rank}"
         score = "" if first is None else f"AP {100 * ap:.1f} %, "
@@ -388,10 +403,10 @@ def explore(
         one, two = ranking(first), ranking(beside)
         pairs = (list_html(one, [i], k) + list_html(two, [i], k, earlier=one) for i in picked)
         return HTML("<hr>".join(pairs) + note)
-    return _Explorer(ranking, list(rankings), show, k, list(start), beside).box
+    return ListExplorer(ranking, list(rankings), show, k, list(start), beside).box
 
 
-class _Explorer:
+class ListExplorer:
     """The widgets of `explore`, and which queries they leave."""
 
     def __init__(
