@@ -147,7 +147,7 @@ _QUESTIONS: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "all unmatched": (
         "Can every query be matched?", "none of {queries} queries has a right image",
-        "each needs its person in the gallery, before another camera: check pids and camids", STOP, "",
+        "each needs its person in the gallery, under another camera: check pids and camids", STOP, "",
     ),
     "unreadable": (
         "Can every image be read?", "{} unreadable", "copy them again from the archive", STOP, "all of them",

@@ -1,4 +1,4 @@
-"""Drawn people before drawn cameras, written as a dataset, so that everything runs without a download.
+"""Drawn people under drawn cameras, written as a dataset, so that everything runs without a download.
 
 `synthetic` and `synthetic_b` are two settings: other wardrobes, other cameras, other scenes. Each comes in four sizes;
 docs/data.md has their counts, and how hard they are. Every image is drawn at 128 × 64, whatever size it is read at.
