@@ -256,6 +256,7 @@ def test_a_label_is_marked_with_a_button_and_stands_in_the_table(lab, trained, b
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_monitor_follows_a_run_of_another_process(lab: tuple[str, Path], browser, tmp_path: Path) -> None:
     """Its table and its curves change in place as lines are written, and its cell ends when the run does."""

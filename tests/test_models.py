@@ -30,7 +30,7 @@ from reidlib.models.zoo import ALIASES, MODELS
 FIXTURES = read_fixtures()
 SIZES = {"market1501": (751, 6), "dukemtmcreid": (702, 8), "msmt17": (1041, 15)}  # identities, cameras
 SMALL = (128, 64)  # where the size does not matter
-# One of each trunk and each wiring. What every model goes through is quick for these, and slow for the rest.
+# One of each trunk and each wiring. The fast tests load the layouts of all models, and compute with these alone.
 REPRESENTATIVES = {
     *("osnet_x0_25", "osnet_ain_x1_0", "mlfn", "hacnn", "resnet50mid", "densenet121_fc512", "mobilenetv2_x1_0"),
     *("shufflenet", "squeezenet1_0_fc512", "nasnsetmobile", "v2018_SqueezeNet", "se_resnet50_fc512", "resnet50_bot"),
@@ -43,17 +43,6 @@ WASTE = dict.fromkeys(
     ("nasnsetmobile", "v2018_NasnetMobile"),
     "pads by a row and a column more before its strided convolutions, and cuts the first of each off again",
 )
-# Networks that differ from one that the fast tests run in depth, in the norms of some blocks or in their weights alone:
-# their layouts are loaded by the fast tests too, all else by the slow ones.
-RELATIVES = {
-    *("mlfn_dpr", "osnet_x1_0_dpr", "osnet_ibn_x1_0_dpr", "osnet_ain_x1_0_dpr", "deit_transreid"),
-    *("v2018_HACNN", "v2018_MobileNetV2", "v2018_NasnetMobile", "v2018_ResNet50", "v2018_ShuffleNet"),
-    *("bagtricks_R50_ibn_fastreid", "bagtricks_R101_ibn_fastreid", "bagtricks_S50_fastreid"),
-    *("agw_R50_ibn_fastreid", "sbs_R50_fastreid", "sbs_R101_ibn_fastreid", "sbs_S50_fastreid"),
-    *("mgn_R50_ibn_fastreid", "mgn_S50_fastreid", "mgn_S50_ibn_fastreid", "mgn_agw_R50_fastreid"),
-    *("mgn_agw_R50_ibn_fastreid", "mgn_agw_S50_ibn_fastreid", "mgn_sbs_R50_ibn_fastreid", "mgn_sbs_S50_fastreid"),
-    "mgn_sbs_S50_ibn_fastreid",
-}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 
@@ -82,7 +71,7 @@ def name(request):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow) if name in RELATIVES else name for name in list_models()],
+    params=[n if n in REPRESENTATIVES else pytest.param(n, marks=pytest.mark.slow) for n in list_models()],
 )
 def loaded(request):
     """(model in eval mode under the golden weights, its fixture); tests leave it as it is."""
@@ -309,7 +298,7 @@ def test_folded_norms_leave_the_feature_as_it_is(loaded, images):
 
 
 @slow_but(REPRESENTATIVES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_autocast_gives_finite_float_feats(loaded, images, dtype):
     model, _ = loaded
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
@@ -334,7 +323,7 @@ def test_the_cam_layer_gives_a_map_that_the_feature_depends_on(loaded, images):
     assert min(cam.shape[2:]) >= 2
 
 
-@slow_but({"hacnn", "nasnsetmobile", "osnet_x0_25"})
+@slow_but({"hacnn", "osnet_x0_25"})
 def test_it_exports(loaded, images):
     model, _ = loaded
     with torch.no_grad():

@@ -129,6 +129,7 @@ def to_train(name: str, recipe: Recipe, **setup) -> tuple[torch.nn.Module, Run, 
     return model, Run.create(name, params), setup
 
 
+@pytest.mark.slow
 def test_a_notebook_and_torchrun_train_alike(tiny, tmp_path) -> None:
     model, run, setup = to_train("launched", QUICK, num_processes=2)
     heard: list[int] = []

@@ -289,6 +289,7 @@ def test_two_processes_share_batches_and_validation(people: ClassDataset) -> Non
 # The notebook
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_notebook_leaves_its_table_and_is_no_run_to_test(tiny, tmp_path: Path) -> None:
     quick = ["-p", "run", "pre", "-p", "dataset", "synthetic-tiny", "-p", "epochs", "1", "-p", "batch", "16"]

@@ -97,7 +97,7 @@ def test_a_vision_transformer_gives_timms_own_vector_and_a_map_is_averaged() -> 
         assert (same > (0.9 if "conv" in name else 1 - 1e-6)).all(), name
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK[:2], pytest.param(QUICK[2], marks=pytest.mark.slow)])
 def test_a_run_of_it_is_trained_and_rebuilt(name: str, tiny) -> None:
     size = (64, 64) if "swin" in name else (64, 32)
     model = build(name, tiny.num_classes, input_size=size)
