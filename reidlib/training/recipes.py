@@ -182,9 +182,9 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-# Ours, for `make demo`: a small network from random weights in about three minutes. Its scores, and what else was tried, are in
-# benchmarks/demo.md. So short a training is decided by how soon the loss begins to fall: sooner in batches of 16 × 2
-# images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already.
+# Ours, for `make demo`: a small network from random weights in some three minutes. Its scores, and what else was tried,
+# are in benchmarks/demo.md. So short a training is decided by how soon the loss begins to fall: sooner in batches of
+# 16 × 2 images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already.
 RECIPES["demo"] = replace(RECIPES["toy"], epochs=13, people=16)
 
 # Zhou and Xiang, "Torchreid", arXiv 1910.10093. KaiyangZhou/deep-person-reid, configs/im_r50_softmax_256x128_amsgrad
