@@ -19,11 +19,11 @@ READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 # spend their time waiting for each other. The tests use the other cores by running side by side.
 demo test test-all notebooks: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
-# train first: the others open its run, where they would train one of their own
-FIRST  := notebooks/train.ipynb
+# Those that need no run first, train before all: the others open its run, where they would train one of their own.
+FIRST  := $(patsubst %,notebooks/%.ipynb,train pretrain search your_idea zoo dataset)
 BOOKS  := $(FIRST) $(filter-out $(FIRST),$(wildcard notebooks/*.ipynb))
-NBVAL   = export REID_RUNS=$$(mktemp -d) && $(PYTEST) --nbval-lax $(FIRST) && \
-	  $(PYTEST) --nbval-lax -n 2 --dist loadscope $(filter-out $(FIRST),$(BOOKS))
+BOTH    = $(PYTEST) --nbval-lax -n 2 --dist loadscope --no-loadscope-reorder
+NBVAL   = export REID_RUNS=$$(mktemp -d) && $(BOTH) $(FIRST) && $(BOTH) $(filter-out $(FIRST),$(BOOKS))
 
 demo: $(READY)
 	$(BIN)/python -m reidlib.batch train test ranklist gradcam tsne \

@@ -371,7 +371,7 @@ RECIPES["transreid"] = Recipe(
 # their baseline for ResNet-50, 76.4 top-1 in the original architecture; here norms decay too (`build_optimizer`).
 # Its command: `python -m reidlib.batch pretrain -p recipe imagenet -p model resnet50 -p dataset imagenet`.
 CLASS_RECIPES: dict[str, Recipe] = {
-    "toy": Recipe(height=128, width=64, epochs=8, people=64, images=1, pk=False, augment=("random_flip",)),
+    "toy": Recipe(height=128, width=64, epochs=4, people=64, images=1, pk=False, augment=("random_flip",)),
     "imagenet": Recipe(
         height=224,
         width=224,
