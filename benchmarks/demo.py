@@ -36,10 +36,12 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
 SCORES = {"rank1": "Rank-1", "mAP": "mAP", "mINP": "mINP"}
 UNTRAINED = "before training"
 TRIED_CAPTION = """\
-On `synthetic-small` with 50 people to test on, the last two rows with 100. Single runs from seed 0 in the order in which
-they were made, where no deviation stands: runs of one setting differ by some points of mAP, and only large differences
-mean something. Each shows about as many images, weighted by their cost, as the demo before. Images of half the size in
-the first epochs did not pay, and are no setting of the package."""
+On `synthetic-small`, with 50 people to test on where no other number stands. Single runs from seed 0 where no deviation
+stands, in the order in which they were made. Each of these shows about as many images, weighted by their cost, as the
+demo before. Images of half the size in the first epochs did not pay, and are no setting of the package.
+
+Two runs from one seed that differ in their instruction set alone differ by 3.9 points of mAP on average (eleven pairs),
+as much as runs from two seeds: neither more epochs, nor more people to train or to test on, changed that."""
 
 
 def demo_parameters() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -172,7 +172,7 @@ RECIPES: dict[str, Recipe] = {
     "toy": Recipe(
         height=128,
         width=64,
-        epochs=4,
+        epochs=5,
         people=12,
         images=2,
         optimizer="adamw",
@@ -182,10 +182,10 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-# Ours, for `make demo`: a small network from random weights in some three minutes. Its scores, and what else was tried,
-# are in benchmarks/demo.md. So short a training is decided by how soon the loss begins to fall: sooner in batches of
+# Ours, for `make demo`: a small network from random weights in two minutes. Its scores, and what else was tried, are
+# in benchmarks/demo.md. So short a training is decided by how soon the loss begins to fall: sooner in batches of
 # 16 × 2 images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already.
-RECIPES["demo"] = replace(RECIPES["toy"], epochs=13, people=16)
+RECIPES["demo"] = replace(RECIPES["toy"], epochs=11, people=16)
 
 # Zhou and Xiang, "Torchreid", arXiv 1910.10093. KaiyangZhou/deep-person-reid, configs/im_r50_softmax_256x128_amsgrad
 # with the random crop of its model zoo. Its "single_step" falls every 20 epochs, not once.

@@ -108,7 +108,7 @@ SETTINGS = {
 
 SIZES = {
     "tiny": Size(train=12, test=8, cameras=3, shots=3, distractors=8, junk=4),
-    "small": Size(train=288, test=100, cameras=4, shots=5, distractors=200, junk=60),
+    "small": Size(train=192, test=50, cameras=4, shots=5, distractors=200, junk=60),
     "medium": Size(train=300, test=200, cameras=6, shots=5, distractors=800, junk=250),
     "large": Size(train=750, test=750, cameras=6, shots=6, distractors=2800, junk=1000),
 }
