@@ -250,7 +250,7 @@ def test_the_table_of_the_data_page_is_read_as_it_says(tmp_path: Path, monkeypat
 
 
 def test_readme_is_short_and_counts_models_and_notebooks() -> None:
-    assert len(README.splitlines()) <= 130
+    assert len(README.splitlines()) <= 135
     models, notebooks = re.search(
         r"(\d+) published person re-identification models.*?in (\d+) notebooks", README, re.S
     ).groups()
