@@ -54,5 +54,5 @@ def weights(model) -> torch.Tensor:
 
 def timeless(history: list[dict]) -> list[dict]:
     """Without what a clock and the machine's memory say."""
-    noise = ("seconds", "eval_seconds", "images_per_second", "loading", "memory_mib")
+    noise = ("seconds", "eval_seconds", "images_per_second", "loading", "cluster_seconds", "memory_mib")
     return [{key: value for key, value in row.items() if key not in noise} for row in history]

@@ -39,6 +39,9 @@ CASES = {
         PLAIN, freeze=1, open_layers="classifiers", accumulate=2, circle_weight=0.01, center_weight=0.01, center_lr=0.1
     ),
     "learned": replace(PLAIN, losses=("prototypes=0.5",), optimizer="adam", lr=1e-3),
+    "clusters": replace(
+        PLAIN, cross_entropy_weight=0, contrast_weight=1.0, steps=4, k1=8, k2=3, min_samples=2, check_clusters=False
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,21 @@ def _is_path(name: str) -> bool:
     if name in READERS or name in SETTINGS or "\0" in name:
         return False
     return name not in data_names() and Path(name).expanduser().exists()
+
+
+def load_adaptation(source: str, target: str) -> ReIDDataset:
+    """A labelled source and a target to be clustered, which is also tested on, as one dataset.
+
+    Args:
+        source: one of `list_datasets()`; its people are `labelled`.
+        target: likewise; pids of its training set only measure the clusters.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_dataset`.
+    """
+    known, other = _load(source), _load(target)
+    data = merge([known, other], tested_on=other)
+    return replace(data, labelled=frozenset(s.pid for s in known.train if s.pid > 0))  # the first keep their numbers
 
 
 def _load(name: str, *, people: str = "", pattern: str = "", split: str = "", seed: int = 0) -> ReIDDataset:

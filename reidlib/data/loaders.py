@@ -189,6 +189,7 @@ def train_loader(
     people: int,
     images: int,
     pk: bool = True,
+    sampler: Sampler[list[int]] | None = None,
     interpolation: str = "bilinear",
     seed: int = 0,
     workers: int = 0,
@@ -203,6 +204,7 @@ def train_loader(
         size: (height, width) in pixels.
         people, images: a batch holds `people` × `images` images.
         pk: `people` people with `images` images each; False mixes all images.
+        sampler: what gives the batches in place of all that.
         interpolation: see `read_image`.
         seed: batches are a function of seed and epoch (`loader.sampler.set_epoch`).
         workers: loader processes, where the images are not in memory.
@@ -223,13 +225,23 @@ def train_loader(
         world=world,
     )
     share = {"seed": seed, "rank": rank, "world": world}
-    if pk:
+    if sampler is not None:
+        pass
+    elif pk:
         sampler = PKSampler(samples.pids.tolist(), people, images, **share)
     else:
         sampler = ShuffledSampler(len(samples), people * images, **share)
     if not samples.preload().in_memory and not samples.pack:  # better now than in the middle of an epoch
         _raise_for_bad(unreadable_images(dataset.train), len(samples))
     return _loader(samples, sampler, workers)
+
+
+def in_order(
+    images: ImageSet, *, batch_size: int = 64, workers: int = 0, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """All images once, in their order; of `world` processes each reads a consecutive part."""
+    mine = range(len(images) * rank // world, len(images) * (rank + 1) // world)
+    return _loader(images, BatchSampler(mine, batch_size, drop_last=False), workers)
 
 
 def eval_loader(

@@ -63,17 +63,94 @@ class PKSampler(Sampler[list[int]]):
                     fresh = rng.permutation(len(self.by_label)).tolist()
                     order = [p for p in fresh if p not in chosen] + [p for p in fresh if p in chosen]
                 chosen.append(order.pop(0))
-            picks = {p: self._take(p, queues[p], rng) for p in chosen}
-            mine = chosen[self.rank * self.people : (self.rank + 1) * self.people]
-            yield [i for p in mine for i in picks[p]]
+            picks = [self._take(p, queues[p], rng) for p in chosen]
+            mine = picks[self.rank * self.people : (self.rank + 1) * self.people]
+            yield [i for images in mine for i in images]
 
     def _take(self, person: int, queue: list[int], rng: np.random.Generator) -> list[int]:
         taken: list[int] = []
         while len(taken) < self.images:
             if not queue:
-                queue.extend(rng.permutation(self.by_label[person]).tolist())
+                queue.extend(self._cycle(person, rng).tolist())
             taken.append(queue.pop(0))
         return taken
+
+    def _cycle(self, person: int, rng: np.random.Generator) -> np.ndarray:
+        """All images of a person, in the order in which they are taken."""
+        return rng.permutation(self.by_label[person])
+
+
+class ClusterSampler(PKSampler):
+    """PK batches over labels that change between epochs, such as clusters, by camera where cameras are given.
+
+    Batches always hold `people` × `images` indices, and an epoch has `steps` of them: images of a small cluster repeat,
+    and with fewer clusters than a step needs, so do clusters. Cluster-Contrast's and SpCL's sampler gives short batches
+    there, or none.
+
+    Args:
+        people, images: what a batch holds.
+        steps: batches of an epoch.
+        cameras: (N,) integers: a cluster's images are taken from its cameras in turn, as long as each has any left.
+        seed, rank, world: see `PKSampler`.
+    """
+
+    def __init__(
+        self,
+        people: int,
+        images: int,
+        steps: int,
+        *,
+        cameras: Sequence[int] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.people, self.images, self.steps, self.seed, self.rank, self.world = (
+            people,
+            images,
+            steps,
+            seed,
+            rank,
+            world,
+        )
+        self.cameras = None if cameras is None else np.asarray(cameras)
+        self.epoch, self.by_label = 0, []
+
+    def set_labels(self, labels: Sequence[int]) -> None:
+        """Take batches from these labels (N,); images with -1 are left out. ValueError if there is no other."""
+        labels = np.asarray(labels)
+        order = np.argsort(labels, kind="stable")
+        found = labels[order]
+        self.by_label = np.split(order, np.flatnonzero(np.diff(found)) + 1)
+        self.by_label = [images for images in self.by_label if len(images) and labels[images[0]] >= 0]
+        if not self.by_label:
+            raise ValueError("there is no cluster to take images from: raise eps, or begin with better weights")
+
+    def _cycle(self, person: int, rng: np.random.Generator) -> np.ndarray:
+        images = super()._cycle(person, rng)
+        if self.cameras is None:
+            return images
+        cameras, nth = self.cameras[images], np.empty(len(images), np.int64)
+        for camera in np.unique(cameras):
+            nth[cameras == camera] = np.arange((cameras == camera).sum())
+        return images[np.argsort(nth, kind="stable")]
+
+
+class JoinedSampler(Sampler[list[int]]):
+    """Batches that are those of several samplers in a row, which all have as many."""
+
+    def __init__(self, *parts: PKSampler) -> None:
+        self.parts = parts
+
+    def set_epoch(self, epoch: int) -> None:
+        for part in self.parts:
+            part.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return min(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([i for batch in batches for i in batch] for batches in zip(*self.parts, strict=False))
 
 
 class ShuffledSampler(Sampler[list[int]]):

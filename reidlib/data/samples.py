@@ -58,6 +58,7 @@ class ReIDDataset:
         people, cameras: names of pids and camids whose numbers were made here.
         single_shot: CUHK03's first protocol, with one gallery image a person.
         tested_on: the dataset whose query and gallery these are, where they are another's.
+        labelled: people of the training set whose pids may be learned from, where the rest is to be clustered.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ReIDDataset:
     cameras: Mapping[int, str] = field(default_factory=dict)
     single_shot: bool = False
     tested_on: str = ""
+    labelled: frozenset[int] = frozenset()
 
     @cached_property
     def labels(self) -> dict[int, int]:

@@ -13,11 +13,10 @@ from scipy.sparse import csr_array, csr_matrix, diags_array
 from torch import Tensor
 
 from reidlib.errors import unknown_name
+from reidlib.training.recipes import METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-METHODS = ("dbscan", "hdbscan", "infomap")
 
 
 def pseudo_labels(
@@ -103,7 +102,7 @@ def cluster_quality(labels: Any, truth: Any = None, previous: Any = None) -> dic
     row = {"clusters": int((size > 1).sum()), "outliers": 1 - float(inside.mean()), "largest": size.max() / len(labels)}
     if previous is not None:
         before = np.asarray(previous)
-        both = inside & (before >= 0)
+        both = inside & (before >= 0) & (np.bincount(before + 1)[before + 1] > 1)
         row["agreement"] = adjusted_rand_score(before[both], labels[both]) if both.any() else 0.0
     if truth is not None:
         own, truth = _own(labels), np.asarray(truth)

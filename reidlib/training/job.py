@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from reidlib.data import check
-from reidlib.data.datasets import load_dataset
+from reidlib.data.datasets import load_adaptation, load_dataset
 from reidlib.data.folders import load_classes
 from reidlib.data.transforms import build_augmentation
 from reidlib.errors import unknown_name
@@ -27,7 +27,7 @@ from reidlib.training.loop import History, OnEpoch, Setup, batch_line
 from reidlib.training.losses import named_losses
 from reidlib.training.plugins import keep_plugins, load_plugins
 from reidlib.training.recipes import CLASS_RECIPES, RECIPES, Recipe
-from reidlib.training.record import best_row
+from reidlib.training.record import best_row, chosen_row
 from reidlib.training.settings import check_limits, default_of, help_of, setting, type_name, typed
 from reidlib.training.tasks import fit, pretrain
 
@@ -51,6 +51,7 @@ class Plan:
     dataset: str = setting("synthetic-small", "any of reidlib.list_datasets(), or one of your plug-ins")
     combineall: bool = setting(False, "train on query and gallery too; name another dataset in tested_on then")
     tested_on: str = setting("", "dataset whose query and gallery choose the best epoch; empty: its own")
+    source: str = setting("", "labelled dataset to learn from too, where a recipe of clusters adapts to `dataset`")
     scaled: int | None = setting(
         None, "scales epochs, warm-up, milestones and batch size to so many epochs", least=1, may_change=True
     )
@@ -110,6 +111,12 @@ class Job:
         canonical_name(plan.model)  # an unknown name is an error
         recipe = base_recipe(plan).having({f.name: values.get(f.name) for f in fields(Recipe)})
         named_losses(recipe.losses), build_augmentation(recipe.augment)  # likewise
+        if plan.source and not recipe.contrast_weight:
+            raise ValueError(
+                "source is for recipes that find clusters: join datasets as dataset='a+b', or set source=''"
+            )
+        if recipe.domain_bn and not plan.source:
+            raise ValueError("domain_bn needs a source: name a labelled dataset, or set domain_bn=False")
         return cls(plan, recipe, setup, plugins)
 
     @property
@@ -186,7 +193,9 @@ class Job:
         """The dataset: a ReIDDataset, or a ClassDataset for pretraining."""
         if self.plan.task == PRETRAIN:
             return load_classes(self.plan.dataset)
-        return load_dataset(self.plan.dataset, combineall=self.plan.combineall, tested_on=self.plan.tested_on)
+        if not self.plan.source:
+            return load_dataset(self.plan.dataset, combineall=self.plan.combineall, tested_on=self.plan.tested_on)
+        return load_adaptation(self.plan.source, self.plan.dataset)
 
     @cached_property
     def findings(self) -> list[check.Finding]:
@@ -200,7 +209,7 @@ class Job:
             return create_model(
                 self.plan.model,
                 weights=self.plan.init,
-                num_classes=self.data.num_classes,
+                num_classes=0 if self.recipe.contrast_weight else self.data.num_classes,
                 num_cameras=len(self.data.camera_labels),
                 input_size=self.size,
             )
@@ -256,10 +265,13 @@ class Job:
             task = pretrain if self.plan.task == PRETRAIN else fit
             history = task(model, self.data, run, self.recipe, self.setup, on_epoch=after_epoch, progress=progress)
         if rank_and_world()[0] == 0:
-            best, first = best_row(history, self.score), history[0]
-            scores = {name: value for name, value in best.items() if name in first and name not in _NO_SCORES}
-            untrained = {name: first[name] for name in scores}
-            run.add_result(self.tested_on, scores | {"untrained": untrained} | self.data.stamp())
+            kept, first = chosen_row(history, self.score, self.recipe.keep), history[0]
+            scores, untrained, best = (
+                {name: row[name] for name in first if name in kept and name not in _NO_SCORES}
+                for row in (kept, first, best_row(history, self.score))
+            )
+            others = {"untrained": untrained} | ({"best": best} if self.recipe.keep == "last" else {})
+            run.add_result(self.tested_on, scores | others | self.data.stamp())
         return history
 
     @property

@@ -30,14 +30,17 @@ from torch.utils.data import DataLoader
 
 from reidlib.data.loaders import Batch, loader_errors
 from reidlib.data.transforms import Augmentation, build_augmentation
+from reidlib.models.heads import Outputs
 from reidlib.run_folder import RunFolder, check_formats
 from reidlib.seeds import seeded, torch_generator_for
 from reidlib.training import distributed, record
 from reidlib.training.diagnose import Diagnosis, TrainingBatch, note_nondeterministic
 from reidlib.training.losses import Criterion
+from reidlib.training.norms import split_norms
 from reidlib.training.optim import AveragedWeights, begin_epoch, build_optimizer, set_rate
 from reidlib.training.recipes import Recipe
 from reidlib.training.record import History
+from reidlib.training.relabel import Relabel
 from reidlib.training.settings import check_limits, setting
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -122,6 +125,7 @@ def train(
     augment: Augmentation | None = None,
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
+    relabel: Relabel | None = None,
 ) -> History:
     """Train `model` into the folder of `run`. A run that was interrupted is resumed, a finished one is loaded.
 
@@ -142,6 +146,8 @@ def train(
         augment: What is done to a batch on the device; by default `recipe.augment` alone.
         on_epoch: `on_epoch(history)` is called after each epoch, on the first process.
         progress: Show a bar of the epoch that is being trained, with images per second and the time left.
+        relabel: `relabel(model, epoch)` is called before each epoch: it sets the labels that batches are drawn by, the
+            memory, and the row of the memory that each image has in place of its label.
 
     Returns:
         One dict per epoch, as in metrics.jsonl; epoch 0 is the untrained network, with its scores alone.
@@ -160,6 +166,11 @@ def train(
             raise ValueError("sync_bn needs GPUs, torch has it for nothing else: set sync_bn=False")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = Criterion(recipe, model)  # refuses what recipe and model cannot do together
+    if recipe.bn_group or recipe.domain_bn:
+        if setup.sync_bn:
+            raise ValueError("sync_bn and norms over parts of a batch exclude each other: set sync_bn=False")
+        if norms := split_norms(model, recipe.bn_group, recipe.domain_bn):
+            criterion.learned["source_norms"] = norms
     stamp = {"model": model.name, "input_size": model.input_size, **stamp, **asdict(recipe)}
     # The number of processes may change where a step sees as many people as before.
     stamp |= {"people": recipe.people * world, "sync_bn": setup.sync_bn}
@@ -183,6 +194,7 @@ def train(
         evaluated = average.module if average else model  # also what is kept
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "criterion": criterion}
         parts |= {"average": average} if average else {}
+        parts |= {"relabel": relabel} if relabel else {}
         if checkpoint:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
@@ -200,6 +212,7 @@ def train(
             average=average,
             run=run,
             progress=progress and main,
+            relabel=relabel,
         )
         state = record.training_state(run, history, finished=finished) if main else nullcontext()
         with state, loader_errors(), closing(trainer):
@@ -215,7 +228,7 @@ def train(
                     _note_stop(history, recipe, score)
                     finished = epoch == recipe.epochs or "stopped" in row
                     if recorder:
-                        if record.best_row(history, score) is row:
+                        if record.chosen_row(history, score, recipe.keep) is row:
                             record.save_model(run, evaluated, epoch=epoch, **about)
                         recorder(history, {"stamp": stamp} | {name: part.state_dict() for name, part in parts.items()})
                         if on_epoch:
@@ -245,6 +258,13 @@ def _timed(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
     return evaluate(model) | {"eval_seconds": round(time.perf_counter() - start, 3)}
 
 
+def train_feats(net: Any, images: Tensor, cameras: Tensor) -> Tensor:
+    """The features (B, D) that are ranked by, in training mode; of a user's network without them its embeddings."""
+    if hasattr(net.network, "features"):
+        return net.network.features(net.normalise(images), cameras)
+    return torch.cat(net(images, cameras).embeddings, dim=1)
+
+
 class ImagesToLoss(nn.Module):
     """The model and its losses in one module, so that DistributedDataParallel sees which parameters the loss uses.
 
@@ -257,6 +277,7 @@ class ImagesToLoss(nn.Module):
     def __init__(self, net: nn.Module, criterion: Criterion, world: int) -> None:
         super().__init__()
         self.net, self.learned, self.compute_loss, self.world = net, criterion.learned, criterion.__call__, world
+        self.contrast = bool(criterion.recipe.contrast_weight)
 
     def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
@@ -269,7 +290,7 @@ class ImagesToLoss(nn.Module):
         Returns:
             The loss (), and its value, its parts and the accuracy by name, detached.
         """
-        outputs = self.net(images, cameras)
+        outputs = Outputs([], [train_feats(self.net, images, cameras)]) if self.contrast else self.net(images, cameras)
         values = {"accuracy": (outputs.logits[0].argmax(1) == labels).float().mean()} if outputs.logits else {}
         if self.world > 1:
             # Of all processes, so that a triplet is as hard as in one batch. Maps need not be gathered: their loss is a
@@ -297,6 +318,7 @@ class Trainer:
     average: AveragedWeights | None
     run: RunFolder
     progress: bool = False
+    relabel: Relabel | None = None
     bar: Any = None  # one for all epochs, so that a notebook shows one
 
     def __post_init__(self) -> None:
@@ -321,6 +343,7 @@ class Trainer:
             all over all processes; the last learning rate; and what the epoch took.
         """
         recipe, steps = self.recipe, len(self.loader)
+        found = self._relabel(epoch)
         begin_epoch(self.model.train(), recipe, epoch)
         self.criterion.epoch = epoch
         self.loader.sampler.set_epoch(epoch)
@@ -357,13 +380,28 @@ class Trainer:
         self._check_update(updated)
         if self.world > 1:
             distributed.average_running_statistics(m for m in (self.model, self.average) if m is not None)
-        return sums.means() | {"lr": lr} | clock.row(clock.images * self.world) | {"memory_mib": _peak(self.device)}
+        return (
+            sums.means()
+            | found
+            | {"lr": lr}
+            | clock.row(clock.images * self.world)
+            | {"memory_mib": _peak(self.device)}
+        )
+
+    def _relabel(self, epoch: int) -> dict[str, Any]:
+        if self.relabel is None:
+            return {}
+        found = self.relabel(self.model, epoch)
+        self.criterion.memory, self.criterion.source_rows = [self.relabel.memory], self.relabel.source_rows
+        return found
 
     def prepare(self, loaded: Batch, epoch: int, step: int) -> TrainingBatch:
         """Move a batch to the device and augment its images there."""
         images = loaded.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         images = self.augment(images, torch_generator_for(self.recipe.seed, "augment", epoch, step, self.rank))
         labels, cameras = (x.to(self.device, non_blocking=True) for x in (loaded.pids, loaded.cameras))
+        if self.relabel:
+            labels = self.relabel.rows[loaded.indices.to(self.device)]
         return TrainingBatch(loaded, images, labels, cameras, epoch, step)
 
     def forward(self, images_to_loss: nn.Module, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -416,6 +454,7 @@ class Trainer:
         from tqdm.auto import tqdm
 
         total = len(self.loader) * self.recipe.people * self.recipe.images * self.world
+        total *= 2 if self.criterion.source_rows else 1
         self.bar = self.bar or tqdm(total=total, unit=" images", leave=False)
         self.bar.reset(total)
         self.bar.set_description(f"epoch {epoch} of {self.recipe.epochs}")

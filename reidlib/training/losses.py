@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from reidlib.errors import unknown_name
 from reidlib.seeds import torch_generator_for
+from reidlib.training.memory import ClusterMemory
 from reidlib.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -201,6 +202,8 @@ class Criterion(nn.Module):
             if isinstance(loss, type):
                 self.learned[name] = loss(model)
                 self.further[name] = weight, self.learned[name]
+        self.memory: list[ClusterMemory] = []  # in a list: it is the epoch's, not a part of this module
+        self.source_rows = 0  # of the memory, in front
         self.pairs = None
         if recipe.circle_weight:
             from pytorch_metric_learning.losses import CircleLoss
@@ -247,6 +250,8 @@ class Criterion(nn.Module):
             yield "center", r.center_weight, self._mean([center(x, labels, centers) for x, centers in pairs])
         if self.pairs is not None:
             yield "circle", r.circle_weight, self._mean([self.pairs(x.float(), labels) for x in xs])
+        if r.contrast_weight:
+            yield "contrast", r.contrast_weight, self._contrast(xs[0], labels)
         if r.orthogonal_weights:
             yield "orthogonal_weights", r.orthogonal_weights, weight_spread(self.convolutions[0])
         for name, (weight, loss) in self.further.items():
@@ -260,6 +265,12 @@ class Criterion(nn.Module):
             logits = r.softmax_scale * margin_cosines(logits.float() / self.scale, labels, r.softmax, r.softmax_margin)
         return cross_entropy(logits, labels, r.smoothing, r.focal)
 
+    def _contrast(self, feats: Tensor, rows: Tensor) -> Tensor:
+        """The loss of the target's images, and that of the source's, each a mean; SpCL has them with equal weight."""
+        (memory,), source = self.memory, rows < self.source_rows
+        parts = [which for which in (source, ~source) if which.any()]
+        return torch.stack([memory(feats[which], rows[which]) for which in parts]).sum()
+
     def _mean(self, branches: list[Tensor]) -> Tensor:
         values, share = torch.stack(branches), self.recipe.first_branch
         if not share or len(values) == 1:
@@ -268,7 +279,9 @@ class Criterion(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Called after each step of the optimizer: the centers follow the mean of their own class at their own rate."""
+        """Called after each step of the optimizer: centers and memory follow the images, each at its own rate."""
+        for memory in self.memory:
+            memory.step()
         for centers in self.centers:
             if centers.grad is not None:
                 if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidlib.errors import unknown_name
-
-UPDATES = ("sequential", "hard", "batch_mean")
+from reidlib.training.recipes import UPDATES
 
 
 class ClusterMemory(nn.Module):

@@ -44,6 +44,11 @@ def best_row(history: History, score: str) -> dict[str, Any] | None:
     return max((row for row in history[1:] if score in row), key=lambda row: row[score], default=None)
 
 
+def chosen_row(history: History, score: str, keep: str = "best") -> dict[str, Any] | None:
+    """Return the evaluated epoch whose weights are kept: the "best", or the "last"; None before there is one."""
+    return best_row(history, score) if keep == "best" else next((r for r in history[:0:-1] if score in r), None)
+
+
 def out_of_patience(history: History, recipe: Recipe, score: str) -> str:
     """Say in one sentence why `recipe.patience` ends training with the last epoch; "" if it does not."""
     best = best_row(history, score)

@@ -22,6 +22,7 @@ from reidlib.run_folder import RunFolder
 from reidlib.training.distributed import rank_and_world, run_processes
 from reidlib.training.loop import History, OnEpoch, Setup, begin, train
 from reidlib.training.recipes import Recipe
+from reidlib.training.relabel import Relabel, cluster_batches
 
 _DEFAULT = Setup()
 
@@ -46,17 +47,22 @@ def fit(
         return run_processes(run.params, model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    sampler = cluster_batches(dataset, recipe, **part) if recipe.contrast_weight else None
     loader = train_loader(
         dataset,
         model.input_size,
         people=recipe.people,
         images=recipe.images,
         pk=recipe.pk,
+        sampler=sampler,
         seed=recipe.seed,
         workers=setup.workers,
         interpolation=recipe.interpolation,
         **part,
     )
+    relabel = None
+    if sampler is not None:
+        relabel = Relabel(dataset, loader.dataset, sampler, recipe, accelerator.device, workers=setup.workers, **part)
     splits = [
         eval_loader(
             s,
@@ -97,6 +103,7 @@ def fit(
         },
         on_epoch=on_epoch,
         progress=progress,
+        relabel=relabel,
     )
 
 

@@ -17,7 +17,7 @@ from reidlib.models import ReIDModel, complexity
 from reidlib.scores import CLASSIFICATION, HEADLINE, NAMES, RETRIEVAL
 from reidlib.training import Job, Recipe, record
 from reidlib.training.job import describe_settings
-from reidlib.training.record import History, best_row
+from reidlib.training.record import History, chosen_row
 from reidlib.training.settings import help_of
 from reidlib.workbook.monitor import duration, seconds_left
 from reidlib.workbook.runs import Run
@@ -109,7 +109,7 @@ def all_settings(job: Job) -> Any:
 
 def best_epoch(job: Job, history: History) -> dict[str, float]:
     """The metrics of the best evaluated epoch of a job's training."""
-    return best_row(history, job.score) or {}
+    return chosen_row(history, job.score, job.recipe.keep) or {}
 
 
 def result_table(job: Job, history: History) -> Any:
