@@ -33,7 +33,14 @@ suppress_warnings = ["myst.header"]  # README's pictures stand before its first 
 
 CONTENTS = {
     "Data": ["docs/data"],
-    "Training": ["docs/training", "docs/distributed", "docs/your_idea", "docs/pretraining", "docs/memory"],
+    "Training": [
+        "docs/training",
+        "docs/clusters",
+        "docs/distributed",
+        "docs/your_idea",
+        "docs/pretraining",
+        "docs/memory",
+    ],
     "Running": ["docs/looking", "docs/batch", "docs/parameters", "docs/search", "docs/run_folders", "docs/platforms"],
     "Results": ["docs/metrics", "docs/evaluator", "benchmarks/README"],
     "Models": ["docs/zoo", "Every published result </MODEL_ZOO>"],

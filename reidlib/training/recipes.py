@@ -199,6 +199,8 @@ class Recipe:
             warmup=self.warmup * share,
             delay=self.delay * share,
             milestones=tuple(inner),
+            steps=0,
+            bn_group=min(self.bn_group, batch // 2),
             freeze=round(self.freeze * share),
             orthogonal_features_after=round(self.orthogonal_features_after * share),
             eval_every=max(1, min(self.eval_every, epochs // 2)),
@@ -411,7 +413,7 @@ RECIPES["transreid"] = Recipe(
 # Without labels: clusters are found before each epoch. All report the last epoch; projects report the best on the test
 # set. Their results depend on the images that each GPU's norms saw, here `bn_group`. Evaluated every 10 epochs.
 # Cluster-Contrast: Dai et al., ACCV 2022, arXiv 2103.11568. alibaba/cluster-contrast-reid, the commands of its README.
-# resnet50_bot (with GeM in the project): 92.3 / 82.1; MSMT17 56.0 / 27.6, with -p steps 400.
+# resnet50_bot: 92.3 / 82.1, with GeM in the project; MSMT17 56.0 / 27.6, with -p steps 400.
 #     -p recipe cluster_contrast -p model resnet50_bot
 RECIPES["cluster_contrast"] = Recipe(
     interpolation="bicubic",
@@ -430,17 +432,20 @@ RECIPES["cluster_contrast"] = Recipe(
     augment=("random_flip", "pad_crop", "random_erasing=0.5"),
     eval_every=10,
 )
-# Its --use-hard, as in the log that it ships: eps 0.4 and 400 iterations. resnet50_ibn_a: 94.6 / 87.0.
+# Its --use-hard, as in the log that it ships, of a ResNet-50 with IBN and GeM: eps 0.4 and 400 iterations.
+# resnet50_bot: 94.6 / 87.0.
 #     -p recipe cluster_contrast_hard -p model resnet50_bot
 RECIPES["cluster_contrast_hard"] = replace(RECIPES["cluster_contrast"], memory_update="hard", eps=0.4, steps=400)
 
 # CA-Jaccard: Chen et al., CVPR 2024. chenyiyuu/CA-Jaccard, its README: 2 and 4 images are averaged (its first epoch has
-# 3 and 3, which is not done here), eps 0.4 on Market-1501 and 0.6 on MSMT17. 84.8 mAP, MSMT17 42.8.
+# 3 and 3, which is not done here), eps 0.4 on Market-1501 and 0.6 on MSMT17, where its mAP is 42.8. Ranks are not given.
+# resnet50_bot: – / 84.8.
 #     -p recipe ca_jaccard -p model resnet50_bot
 RECIPES["ca_jaccard"] = replace(RECIPES["cluster_contrast"], camera=(5, 20, 2, 4), eps=0.4)
 
 # SpCL: Ge et al., NeurIPS 2020, arXiv 2006.02713. yxgeee/SpCL, examples/spcl_train_usl and _uda and its README.
-# 88.1 / 73.1; MSMT17 42.3 / 19.1, with -p steps 800.    -p recipe spcl -p model resnet50_bot
+# MSMT17 42.3 / 19.1, with -p steps 800.
+# resnet50_bot: 88.1 / 73.1.    -p recipe spcl -p model resnet50_bot
 RECIPES["spcl"] = replace(
     RECIPES["cluster_contrast"],
     people=16,
@@ -451,7 +456,8 @@ RECIPES["spcl"] = replace(
     reliable=0.02,
     bn_group=16,
 )
-# From a labelled source, half of each batch, whose norms are its own: MSMT17 to Market-1501 89.7 / 77.5.
+# From a labelled source, half of each batch, whose norms are its own; here from MSMT17.
+# resnet50_bot: 89.7 / 77.5.
 #     -p recipe spcl_uda -p model resnet50_bot -p source msmt17 -p dataset market1501
 RECIPES["spcl_uda"] = replace(RECIPES["spcl"], domain_bn=True)
 
