@@ -1,6 +1,7 @@
 """Datasets by name: which names there are, and what each of them reads."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from reidlib.data.drawn.writer import SETTINGS, SIZES, write_synthetic
+from reidlib.data.layouts import Counts, layout_names, read_layout
 from reidlib.data.own_images import has_images, read_folder
 from reidlib.data.patches import apply_corrections
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17
@@ -38,8 +40,10 @@ for _boxes in ("detected", "labelled"):
     READERS[f"cuhk03-{_boxes}"] = partial(read_cuhk03, boxes=_boxes)
     READERS |= {f"cuhk03-{_boxes}-split{n}": partial(read_cuhk03, boxes=_boxes, split=n) for n in range(1, 21)}
 
+READERS |= {name: partial(read_layout, layout=layout, split=n) for name, (layout, n) in layout_names().items()}
+
 # (images, people, cameras) of train, query and gallery as published; None where the publication does not say.
-PUBLISHED: dict[str, tuple[tuple[int | None, int, int], ...]] = {
+PUBLISHED: dict[str, tuple[Counts, ...]] = {
     "market1501": ((12936, 751, 6), (3368, 750, 6), (19732, 750, 6)),
     "market1501-500k": ((12936, 751, 6), (3368, 750, 6), (None, 750, 6)),
     "dukemtmcreid": ((16522, 702, 8), (2228, 702, 8), (17661, 1110, 8)),
@@ -48,7 +52,10 @@ PUBLISHED: dict[str, tuple[tuple[int | None, int, int], ...]] = {
     "cuhk03-detected": ((7365, 767, 2), (1400, 700, 2), (5332, 700, 2)),
     "cuhk03-labelled": ((7368, 767, 2), (1400, 700, 2), (5328, 700, 2)),
 }
-PUBLISHED |= {name: ((None, 1367, 2), (None, 100, 2), (None, 100, 2)) for name in READERS if "-split" in name}
+PUBLISHED |= {
+    name: ((None, 1367, 2), (None, 100, 2), (None, 100, 2)) for name in READERS if re.match("cuhk03-.*-split", name)
+}
+PUBLISHED |= {name: layout.counts for name, (layout, _) in layout_names().items()}
 
 
 def list_datasets() -> list[str]:
@@ -158,6 +165,11 @@ def _unknown(name: str) -> Exception:
 
 
 def _names() -> str:
-    """All names in a line, the twenty splits of CUHK03 as one."""
-    names = [name for name in list_datasets() if "-split" not in name]
-    return ", ".join(names) + ", cuhk03-detected-split1 to 20, cuhk03-labelled-split1 to 20"
+    """All names in a line, the splits of a dataset as one."""
+    splits: dict[str, int] = {}
+    for name in list_datasets():
+        base, _, number = name.partition("-split")
+        splits[base] = max(splits.get(base, 0), int(number or 0))
+    # A name without splits may have some beside it: cuhk03-detected.
+    several = [f"{base}-split1 to {last}" for base, last in splits.items() if last]
+    return ", ".join([*(name for name in list_datasets() if "-split" not in name), *several])
