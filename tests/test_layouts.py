@@ -7,7 +7,8 @@ from PIL import Image
 
 from reidlib.data import __main__ as table
 from reidlib.data.datasets import PUBLISHED, load_dataset
-from reidlib.data.layouts import LAYOUTS, layout_names
+from reidlib.data.layouts import LAYOUTS, layout_names, with_splits
+from reidlib.workbook.views import split_means
 
 # name → path → (split, pid, camid), or None for an image that is left out
 FILES = {
@@ -151,6 +152,15 @@ def test_ten_splits_are_drawn_by_seed_and_nobody_is_in_train_and_test(name, tmp_
     assert len({tuple(s.train) for s in splits}) == 10
     assert load_dataset(f"{name}-split3").train == splits[2].train
     assert splits[2].version == "split 3"
+
+
+def test_a_name_without_its_split_means_all_ten_and_their_mean_is_shown():
+    names = with_splits(["viper", "last", "market1501"])
+    assert names == [*(f"viper-split{n}" for n in range(1, 11)), "last", "market1501"]
+    rows = {name: {"rank1": n / 10, "mAP": 0.5} for n, name in enumerate(names)}
+    table = split_means(rows, ("rank1", "mAP"))
+    assert table.to_dict("index") == {"viper, mean of 10 splits": {"Rank-1": "45.0 ± 30.3", "mAP": "50.0 ± 0.0"}}
+    assert split_means({"viper-split1": rows["last"], "last": rows["last"]}, ("mAP",)).empty
 
 
 def test_people_of_prid_who_only_share_a_number_are_left_out_or_only_in_the_gallery(tmp_path, line):

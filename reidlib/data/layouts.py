@@ -289,6 +289,15 @@ def layout_names() -> dict[str, tuple[Layout, int]]:
     return names
 
 
+def with_splits(names: Sequence[str]) -> list[str]:
+    """`names` with "viper" replaced by "viper-split1" to "viper-split10", and so on."""
+    found = []
+    for name in names:
+        count = LAYOUTS[name].splits if name in LAYOUTS else 0
+        found += [f"{name}-split{n}" for n in range(1, count + 1)] or [name]
+    return found
+
+
 def read_layout(name: str, root: Path, where: str, *, layout: Layout, split: int = 0) -> ReIDDataset:
     """A dataset of `LAYOUTS`, as a reader of `readers`.
 

@@ -1,8 +1,9 @@
 """What the notebooks would otherwise copy from each other: choosing, small tables, figures that redraw themselves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,32 @@ def percent_table(rows: dict[str, dict[str, float]], columns: Sequence[str] = RE
 
     table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(columns)).rename(columns=NAMES)
     return table.map(lambda share: "" if pd.isna(share) else f"{100 * share:.1f}")
+
+
+def split_means(rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str] = RETRIEVAL) -> Any:
+    """Mean ± sample standard deviation, in percent, of the random splits of one dataset, as its protocol asks.
+
+    Args:
+        rows: Name of a dataset → its scores; splits are those whose names end in "-split1" and so on.
+        columns: The scores.
+
+    Returns:
+        A pandas table, a row each dataset of which two or more splits are there; empty without one.
+    """
+    import pandas as pd
+
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for name, scores in rows.items():
+        base, split, number = name.partition("-split")
+        if split and number.isdigit():
+            found.setdefault(base, []).append(scores)
+    table = {}
+    for base, several in found.items():
+        if len(several) > 1:
+            values = {column: [100 * scores[column] for scores in several] for column in columns}
+            cells = {NAMES[column]: f"{mean(v):.1f} ± {stdev(v):.1f}" for column, v in values.items()}
+            table[f"{base}, mean of {len(several)} splits"] = cells
+    return pd.DataFrame.from_dict(table, orient="index")
 
 
 def whole_table(table: Any) -> Any:
