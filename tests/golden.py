@@ -33,7 +33,7 @@ def draw_state(fixture: dict, *, seed: int = 20) -> dict[str, Tensor]:
 def _draw(key: str, shape: tuple[int, ...], gain: float, seed: int) -> Tensor:
     """One entry; the first rule that fits draws it."""
     rng = np.random.default_rng([seed, crc32(key.encode())])
-    if key.endswith("num_batches_tracked"):
+    if key.endswith(("num_batches_tracked", "relative_position_index")):  # the latter is a constant that no model loads
         return torch.zeros(shape, dtype=torch.int64)
     if key.endswith("running_var"):
         value = rng.uniform(0.5, 1.5, shape)
@@ -67,13 +67,21 @@ def draw_input(height: int, width: int, *, seed: int = 20) -> Tensor:
     return torch.tensor(x, dtype=torch.float32)
 
 
-def golden_error(feats: Tensor, golden: dict) -> float:
-    """Largest error of feats (2, D) over the largest feature value, at the recorded places and precision."""
+def golden_error(feats: Tensor, golden: dict, *, cut: int = 0) -> float:
+    """Largest error of feats (2, D) over the largest feature value, at the recorded places and precision.
+
+    `cut`: where a feature of two parts of very different size is cut: each part's errors are over its own largest.
+    """
     dim = feats.shape[1]
     recorded = golden["float64" if feats.dtype == torch.float64 else "float32"]
-    got = torch.cat([feats[:, :12], feats[:, -4:], feats[:, [k * dim // 32 for k in range(32)]]], dim=1).double()
+    places = torch.tensor([*range(12), *range(dim - 4, dim), *(k * dim // 32 for k in range(32))])
     parts = [torch.tensor(recorded[part], dtype=torch.float64) for part in ("first12", "last4", "spaced32")]
-    errors = [(got - torch.cat(parts, dim=1)).abs().max()]
+    expected = torch.cat(parts, dim=1)
+    errors = [(feats[:, places].double() - expected).abs()[:, places >= cut].max()]
+    if cut:
+        first = places < cut
+        error = (feats[:, places].double() - expected)[:, first].abs().max() / expected[:, first].abs().max()
+        errors.append(error * golden["max_abs"])
     lengths = torch.tensor(recorded["l2"], dtype=torch.float64)
     errors.append((feats.double().norm(dim=1) - lengths).abs().max() / dim**0.5)  # every other place, on average
     return (max(errors) / golden["max_abs"]).item()

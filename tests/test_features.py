@@ -87,6 +87,18 @@ def test_flip_is_the_mean_over_mirror_images(tiny, model) -> None:
     assert (flipped.feats - plain.feats).abs().max() > 1e-3
 
 
+def test_a_model_that_is_ranked_by_mirrored_and_normalised_parts_is_extracted_so(tiny) -> None:
+    model = reidlib.create_model("lmbn_n", input_size=(64, 32)).eval()
+    batch = next(iter(eval_loader(tiny.query[:2], (64, 32), workers=0)))
+    with torch.no_grad():
+        maps = [model(x).view(2, 512, 7) for x in (batch.images, batch.images.flip(3))]  # as LightMBN's code has them
+    parts = [(maps[0] + maps[1])[:, :, part] for part in range(7)]
+    wanted = torch.stack([part / part.norm(dim=1, keepdim=True) for part in parts], dim=2).flatten(1)
+    for flip in (False, True):
+        feats = extract_features(model, [batch], flip=flip).feats
+        torch.testing.assert_close(feats, wanted, rtol=1e-3, atol=1e-5)
+
+
 def test_multi_query_pools_the_images_of_a_person_under_a_camera() -> None:
     query = Features(torch.tensor([[1.0, -5.0], [3.0, -1.0], [10.0, 0.0]]), *torch.tensor([[4, 4, 2], [1, 1, 0]]))
     gallery = Features(torch.tensor([[5.0, 3.0], [9.0, 9.0], [8.0, 8.0]]), *torch.tensor([[4, 4, 3], [1, 0, 0]]))

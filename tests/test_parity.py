@@ -201,9 +201,9 @@ def test_every_result_says_how_it_was_counted():
             assert (row.precision, row.means_over) in (("float32", "valid"), ("float16", "all")), row
     assert {(r.model, r.trained_on, r.cameras) for r in published() if r.cameras} == {
         (model, data, cameras)
-        for model in ("vit_transreid", "deit_transreid")
+        for model in ("vit_transreid", "deit_transreid", "clipreid_vit_b16_sie_olp")
         for data, cameras in (("market1501", 6), ("dukemtmcreid", 8), ("msmt17", 15))
-    }
+    } | {("clipreid_vit_b16_sie_olp", "occluded-dukemtmcreid", 8)}
 
 
 def test_a_model_is_ranked_by_what_it_was_published_with():

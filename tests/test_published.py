@@ -13,8 +13,9 @@ from reidlib.models.complexity import _COUNTINGS
 from reidlib.models.printed import page as zoo_page
 from reidlib.models.printed.cards import card, same_network
 from reidlib.models.printed.costs import WHY, agrees, counted, exact, figures, measured, pareto_front
-from reidlib.models.printed.published import SOURCES, published, results
+from reidlib.models.printed.published import LATER, SOURCES, published, results
 from reidlib.models.zoo import ALIASES, MODELS
+from reidlib.paths import REPOSITORY
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 # Results, sums of the scores, links, and their checksum, taken from the text of each source.
@@ -24,8 +25,17 @@ TABLES = {
     "torchreid-2019-05": (18, (1384.6, 0, 0, 998.7, 0), 18, 4060613204),
     "torchreid-2020-03": (48, (3480.6, 279.1, 301.1, 2397.5, 0), 51, 2324544652),
     "pytorch-reid-models": (147, (12774.8, 13734.8, 0, 10723.2, 5697.6), 147, 747460718),
+    "CLIP-ReID": (1, (91.1, 0, 0, 86.7, 0), 30, 3856423638),
+    "SOLIDER": (12, (1119.3, 0, 0, 1041.0, 0), 6, 3255157413),
+    "TransReID-SSL": (28, (2443.1, 0, 0, 2077.9, 0), 17, 1341311403),
+    "PASS-reID": (12, (1069.6, 0, 0, 927.0, 0), 14, 682446356),
+    "PersonViT": (12, (1060.4, 0, 0, 961.3, 0), 3, 2800692349),
+    "LightMBN": (12, (1084.1, 0, 0, 1045.4, 0), 1, 2789924194),
 }
-DATASETS = {"market1501", "dukemtmcreid", "msmt17", "cuhk03-detected"}
+# Links to weights without a result.
+BARE = {"torchreid-2020-03": 10, "CLIP-ReID": 30, "TransReID-SSL": 3, "PASS-reID": 2, "PersonViT": 2}
+DATASETS = {"market1501", "dukemtmcreid", "msmt17", "cuhk03-detected", "cuhk03-labelled", "occluded-dukemtmcreid"}
+VEHICLES = {"veri", "vehicleid"}  # which CLIP-ReID has weights for, too
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -35,7 +45,7 @@ def test_a_table_has_the_rows_sums_and_links_of_its_source(table):
     sums = tuple(round(sum(getattr(row, score) or 0 for row in results), 1) for score in SCORES)
     links = sorted({row.link for row in rows if row.link})
     assert (len(results), sums, len(links), zlib.crc32("\n".join(links).encode())) == TABLES[table]
-    assert len(rows) - len(results) == 10 * (table == "torchreid-2020-03"), "links to ImageNet weights"
+    assert len(rows) - len(results) == BARE.get(table, 0)
 
 
 def test_every_row_is_in_range_and_known():
@@ -44,15 +54,18 @@ def test_every_row_is_in_range_and_known():
         assert row.model in list_models(), row
         assert not row.printed or ALIASES.get(row.printed, f"v2018_{row.printed}") == row.model, row
         if row.rank1 is None:
-            assert (row.trained_on, row.tested_on, row.mAP, row.params) == ("imagenet", "", None, ""), row
-            assert row.link, row
+            assert (row.mAP, row.params, bool(row.link)) == (None, "", True), row
+            trunk = row.trained_on in ("imagenet", "luperson")
+            assert row.tested_on == ("" if trunk else row.trained_on), row
+            assert trunk or (row.table == "CLIP-ReID" and row.trained_on in DATASETS | VEHICLES), row
             continue
         assert {row.trained_on, row.tested_on} <= DATASETS, row
-        assert row.trained_on == row.tested_on or row.table == "torchreid-2020-03", row
+        assert row.trained_on == row.tested_on or row.table == "torchreid-2020-03" or row.training == "adapted", row
+        assert row.training in ("", "unsupervised", "adapted"), row
         assert not row.combineall or row.trained_on == "msmt17" != row.tested_on, row
         ranks = [score for score in (row.rank1, row.rank5, row.rank10) if score is not None]
         assert ranks == sorted(ranks), row
-        assert 0 < (row.mINP or row.mAP / 2) < row.mAP < ranks[0] + 0.05, row
+        assert 0 < (row.mINP or row.mAP / 2) < row.mAP < ranks[0] + (1 if row.rerank else 0.05), row
         assert ranks[-1] < 100, row
         assert row.input in ("", "{}x{}".format(*MODELS[row.model].input_size)), row
         assert row.loss in ("", "softmax", "xent", "htri", "xent+htri"), row
@@ -63,8 +76,20 @@ def test_every_row_is_in_range_and_known():
         assert row.counting in _COUNTINGS, row
         assert all(re.fullmatch(r"\d+\.\d+|", text) for text in (row.params, row.macs)), row
         assert not row.link or re.match(r"https?://\S+$", row.link), row
-    keys = [(r.table, r.model, r.trained_on, r.tested_on, r.loss) for r in published()]
+    keys = [(r.table, r.model, r.trained_on, r.tested_on, r.loss, r.training, r.rerank, r.note) for r in published()]
     assert len(set(keys)) == len(keys)
+    assert [source.licence for source in LATER.values()].count("none") == 1
+    assert sum("read off a picture" in row.note for row in published()) == 12
+
+
+def test_re_ranked_and_adapted_results_are_apart_from_the_others():
+    plain, again = ({row.model: row for row in results("market1501", rerank=on)} for on in (False, True))
+    assert not any(row.rerank or row.training == "adapted" for row in plain.values())
+    assert all(row.rerank for row in again.values())
+    assert (plain["solider_swin_base"].mAP, again["solider_swin_base"].mAP) == (93.9, 95.6)
+    assert plain["transreid_ssl_vit_small"].mAP == 91.2, "the reproduced figure, to which the file belongs"
+    assert plain["personvit_vit_small"].mAP == 92.9, "not the row with a star"
+    assert "clipreid_vit_b16" not in plain, "no figures are printed of it"
 
 
 def test_a_file_is_named_after_its_result_but_for_two():
@@ -145,6 +170,22 @@ def test_the_newer_tables_print_the_same_results():
 
 def test_the_page_is_what_make_zoo_would_write():
     assert zoo_page.PAGE.read_text(encoding="utf-8") == zoo_page.page(), "stale: run `make zoo`"
+
+
+def test_the_advice_quotes_published_figures():
+    text = zoo_page.WHICH
+    plain = {(row.model, data): row.mAP for data in zoo_page.DATASETS for row in results(data)}
+    for name, data in (
+        *(("lmbn_n", "market1501"), ("solider_swin_tiny", "market1501"), ("personvit_vit_small", "market1501")),
+        *(("personvit_vit_base", "market1501"), ("personvit_vit_base", "msmt17")),
+        *(("solider_swin_base", "market1501"), ("solider_swin_base", "msmt17")),
+    ):
+        assert str(plain[name, data]) in text.split(f"`{name}`")[1], name
+    for name in ("osnet_x1_0", "lmbn_n", "solider_swin_tiny", "personvit_vit_small"):
+        assert f"{exact(name).macs / 1e9:.1f} G" in text.split(f"`{name}`")[1], name
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    advice = readme.split("**Which model should I take today?**")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", advice)) <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_page_holds_every_model_link_and_footnote():

@@ -40,7 +40,7 @@ def no_network(monkeypatch, tmp_path):
 
 
 def test_the_table_holds_every_result_beside_what_is_counted(table):
-    assert len(table) == sum(row.rank1 is not None for row in published()) == 280
+    assert len(table) == sum(row.rank1 is not None for row in published()) == 280 + 77
     row = table[(table["model"] == "resnet50_ap") & (table["tested on"] == "msmt17")].iloc[0]
     assert (row["Rank-1"], row["mAP"], row["params printed"], row["params"]) == (79.2, 57.5, "51.281", 27.773)
     assert "registered under two names" in row["params differ"]

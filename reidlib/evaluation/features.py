@@ -44,6 +44,7 @@ def feature_function(
     device = torch.device(device) if device is not None else next(model.parameters()).device
     network = model.fuse() if hasattr(model, "fuse") else copy.deepcopy(model).eval()
     network.to(device).to(memory_format=torch.channels_last)
+    flip, units = flip or getattr(model, "mirrored", False), getattr(model, "unit_parts", 1)
     # The maps of a few images stay in a CPU's cache; those of 64 take OSNet nearly twice as long each.
     share = 8 if device.type == "cpu" else None
 
@@ -54,7 +55,8 @@ def feature_function(
             for part, camera in zip(images.split(size), cameras.to(device).split(size), strict=True):
                 found = network(part, camera).float()
                 parts.append((found + network(part.flip(-1), camera).float()) / 2 if flip else found)
-            return torch.cat(parts)
+            feats = torch.cat(parts)
+            return normalize(feats.unflatten(1, (-1, units)), dim=1).flatten(1) if units > 1 else feats
 
     return features_of
 
@@ -79,7 +81,9 @@ def extract_features(
         batches: Each with images, pids, camids and cameras.
         device: Where to run; default: where the model is.
         bfloat16: Run the network (never the ranking) under autocast: faster on a GPU; features carry its rounding.
-        flip: Take the mean of the features of each image and of its mirror image, as many projects test.
+        flip: Take the mean of the features of each image and of its mirror image, as many projects test; a model whose
+            attribute `mirrored` is true always does. Where its `unit_parts` is N > 1, the feature is cut into N parts,
+            of every N-th number each, and each part is scaled to length 1.
         progress: Show a bar.
 
     Returns:

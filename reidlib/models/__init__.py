@@ -113,8 +113,8 @@ def create_model(
 
 def _build(name: str, spec: Model, sizes: Sizes) -> ReIDModel:
     network = spec.wiring(spec.backbone, spec.head, sizes)
-    pixels = {"mean": spec.mean, "std": spec.std, "interpolation": spec.interpolation}
-    return ReIDModel(network, name=name, family=spec.family, sizes=sizes, **pixels)
+    fields = ("family", "mean", "std", "interpolation", "mirrored", "unit_parts")
+    return ReIDModel(network, name=name, sizes=sizes, **{field: getattr(spec, field) for field in fields})
 
 
 def load_checkpoint(model: ReIDModel, source: str | Path | Mapping[str, Tensor]) -> Report:

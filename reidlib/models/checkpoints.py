@@ -45,6 +45,7 @@ _TORCHREID: Rules = (
     (r"^classifier\.", "head.classifier."),
     (r"^fc\.", "head.embedding."),
     (r"^fc_(fusion|fuse)\.", "head.embedding."),  # mid-level ResNet
+    (r"^conv5\.layers\.", "head.embedding."),  # PCB
     (r"^fc_x\.", "head.embeddings.0."),  # MLFN
     (r"^fc_s\.", "head.embeddings.1."),
     (r"^classifier_global\.", "heads.0.classifier."),  # HACNN
@@ -102,6 +103,44 @@ _TRANSREID: Rules = (
     (r"^", "network."),
 )
 
+# LightMBN's heads, in the order of the feature.
+_LIGHTMBN_HEADS = ("0", "(?:4|drop)", "1", "2", "3", "ch_0", "ch_1")
+
+_LIGHTMBN: Rules = (
+    *((rf"^reduction_{head}\.", f"heads.{number}.") for number, head in enumerate(_LIGHTMBN_HEADS)),
+    (r"^(heads\.\d)\.reduction\.", r"\1.embedding."),
+    (r"^(heads\.\d)\.bn\.", r"\1.neck."),
+    (r"^backone\.", "backbone.common."),
+    (r"^global_branch\.", "backbone.branches.b1."),
+    (r"^partial_branch\.", "backbone.branches.b2."),
+    (r"^channel_branch\.", "backbone.branches.b3."),
+    (r"^batch_drop_block\.drop_batch_bottleneck\.", "drop_block."),
+    (r"\.conv2a\.", ".streams.0.0."),
+    *((rf"\.conv2{letter}\.", f".streams.{number}.") for number, letter in enumerate("bcd", start=1)),
+    (r"^", "network."),
+)
+
+# TransReID-SSL, PersonViT and PASS; files of their training without labels have no `base.`, and normalised necks.
+_TOKENS: Rules = (
+    _IMAGENET,
+    (r"^base\.", ""),
+    (r"^blocks\.11\.", "last.0.0."),
+    (r"^norm\.", "last.0.1."),
+    (r"^patch_embed\.proj\.", "patch."),
+    (r"^patch_embed\.conv\.", "stem."),
+    (r"^(bottleneck|classifier)\.", r"heads.0.\1."),
+    (r"\bbottleneck\.", "neck."),
+    (r"^(?!last\.|heads\.)", "backbone."),
+    (r"^", "network."),
+)
+
+_CLIP: Rules = (
+    (r"^(?:prompt_learner|text_encoder)\.", Drop("the text side, which serves training only")),
+    (r"^(bottleneck|classifier)\.", r"heads.0.\1."),
+    (r"^(bottleneck|classifier)_proj\.", r"heads.1.\1."),
+    (r"\.bottleneck\.", ".neck."),
+)
+
 # Applied in order, each to the result of the one before.
 RENAMES: dict[str, Rules] = {
     "torchreid": _TORCHREID,
@@ -151,6 +190,63 @@ RENAMES: dict[str, Rules] = {
         (r"^base\.(?:blocks\.11|norm)\.", Drop("upstream runs its copies b1 and b2 instead")),
         *_TRANSREID,
     ),
+    "TransReID-SSL": _TOKENS,
+    "PersonViT": _TOKENS,
+    "PASS": (
+        (r"^bottleneck\.", "heads.0.necks.0."),
+        (r"^bottleneck_(?:pt)?(\d)\.", r"heads.0.necks.\1."),
+        *_TOKENS,
+    ),
+    "CLIP-ReID": (
+        *_CLIP,
+        (r"^cv_embed$", "backbone.sie_embed"),
+        (r"^image_encoder\.transformer\.resblocks\.11\.", "last.0."),
+        (r"^image_encoder\.transformer\.resblocks\.", "blocks."),
+        (r"^image_encoder\.ln_post\.", "last.1."),
+        (r"^image_encoder\.ln_pre\.", "norm_pre."),
+        (r"^image_encoder\.conv1\.", "patch."),
+        (r"^image_encoder\.class_embedding$", "cls_token"),
+        (r"^image_encoder\.positional_embedding$", "pos_embed"),
+        (r"^image_encoder\.proj$", "proj"),
+        (r"\.attn\.in_proj_", ".attn.qkv."),
+        (r"\.attn\.out_proj\.", ".attn.proj."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        (r"^(?!heads\.|backbone\.)", "backbone."),
+        (r"^", "network."),
+    ),
+    "CLIP-ReID on ResNet": (
+        *_CLIP,
+        (r"^image_encoder\.attnpool\.positional_embedding$", "backbone.attention.pos_embed"),
+        (r"^image_encoder\.attnpool\.c_proj\.", "backbone.attention.proj."),
+        (r"^image_encoder\.attnpool\.([qkv])_proj\.", r"backbone.attention.\1."),
+        (r"^image_encoder\.", "backbone.trunk."),
+        (r"^", "network."),
+    ),
+    "SOLIDER": (
+        (r"\.relative_position_index$", Drop("a table of the windows' places, which is computed here")),
+        (r"^base\.norm[012]\.", Drop("the norm of a map that the feature is not made from")),
+        (r"^base\.semantic_embed_[wb]\.3\.", Drop("the fourth semantic embedding, which acts on nothing")),
+        (r"^base\.norm3\.", "base.norm."),
+        (r"^base\.patch_embed\.projection\.", "base.patch_embed.proj."),
+        (r"^base\.stages\.(\d)\.downsample\.", r"base.merges.\1."),
+        (r"^base\.semantic_embed_w\.", "base.semantics.scale."),
+        (r"^base\.semantic_embed_b\.", "base.semantics.shift."),
+        (r"^base\.semantics\.(\w+)\.(\d)\.", r"base.semantics.\2.\1."),
+        (r"\.blocks\.(\d+)\.", r".\1."),
+        (r"\.attn\.w_msa\.", "."),
+        (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+        (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+        *_STRONG,
+    ),
+    "LightMBN": _LIGHTMBN,
+    "LightMBN on OSNet": (
+        # Upstream's branches count the blocks of the stage from the first, which is not in them.
+        (r"^(global|partial|channel)_branch\.0\.1\.", r"\1_branch.0.0."),
+        (r"^(global|partial|channel)_branch\.0\.2\.", r"\1_branch.0.1."),
+        *_LIGHTMBN,
+    ),
     # A trunk of torchvision's or timm's, as trained on ImageNet; keys that the trunk has stay as they are.
     "imagenet": (
         (r"^(?:fc|classif(?:ier)?|last_linear|head(?:_dist)?|AuxLogits)\.", Drop("the library's ImageNet classifier")),
@@ -181,21 +277,50 @@ RENAMES: dict[str, Rules] = {
     "own": (),
 }
 
-# Files of a family that have a key like this follow other rules.
+# A trunk as its pretraining left it: DINO's, iBOT's and SOLIDER's teachers, CLIP's two towers in OpenAI's layout.
+_TAUGHT = ("TransReID-SSL", "PersonViT", "PASS", "SOLIDER")
+_TEACHER: Rules = (
+    (r"^(?:backbone\.)?(?:head|fc|pre_logits)\.", Drop("the head of the pretraining")),
+    (
+        r"^(?:backbone\.)?mask(?:ed)?_(?:token|embed)$",
+        Drop("the token of masked patches, which serves pretraining only"),
+    ),
+    (r"^(?:backbone\.|base\.)?", "base."),
+)
+_OPENAI: Rules = (
+    (r"^(?!visual\.)", Drop("CLIP's text side, scale and sizes, which the image side does not use")),
+    (r"^visual\.", "image_encoder."),
+)
+RENAMES |= {
+    **{f"{family}, trunk": (*_TEACHER, *RENAMES[family]) for family in _TAUGHT},
+    "CLIP-ReID, trunk": (*_OPENAI, *RENAMES["CLIP-ReID"]),
+    "CLIP-ReID on ResNet, trunk": (*_OPENAI, *RENAMES["CLIP-ReID on ResNet"]),
+}
+
+# Files of a family in whose keys, one a line, this is found follow other rules; the first of them that is.
+_NO_NECK = r"\A(?!(?s:.*)\bbottleneck)"
 VARIANTS = {
     # Upstream orders the branches by iterating over a set: global first, or attentive first.
-    "ABD-Net": (r"^branches\.0\.1\.reduction\.", "ABD-Net, branches swapped"),
-    "TransReID": (r"^b1\.", "TransReID with JPM"),
+    "ABD-Net": ((r"^branches\.0\.1\.reduction\.", "ABD-Net, branches swapped"),),
+    "TransReID": ((r"^b1\.", "TransReID with JPM"),),
+    "CLIP-ReID": (
+        (r"^image_encoder\.layer1\.", "CLIP-ReID on ResNet"),
+        (r"^visual\.layer1\.", "CLIP-ReID on ResNet, trunk"),
+        (r"^visual\.", "CLIP-ReID, trunk"),
+    ),
+    "LightMBN": ((r"^backone\.0\.conv\.", "LightMBN on OSNet"),),
+    **{family: ((_NO_NECK, f"{family}, trunk"),) for family in _TAUGHT},
 }
 
 # Files of a family may hold a tensor twice, under a key like this too. That entry wins: upstream loads it later.
 TWINS = {"APNet": r"^base_\d\."}  # its trunk, registered as a whole and in pieces
 
-_WRAPPERS = ("state_dict", "model", "net")
+_WRAPPERS = ("state_dict", "model", "net", "teacher", "target_encoder", "module")  # two of them: of self-supervision
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _CLASSIFIER = re.compile(r"\bclassifiers?\.")
 _SCORES = re.compile(r"\b(classifiers?|scores)\.(.+\.)?weight$")
 _CAMERAS = re.compile(r"\bsie_embed$")
+_NOT_IN_TRUNKS = re.compile(r"^network\.heads?\.|\bsie_embed$")  # the keys that a pretrained trunk does not have
 _POSITIONS = re.compile(r"\bpos_embed$")
 _OWN_PREFIX = "network."  # the keys of a ReIDModel's own state dict
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -300,8 +425,13 @@ def _is_dense(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
-def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str | Drop]) -> Match:
-    """Compare `state`, whose keys `targets` renames (see `rename_keys`), with a model. Nothing is loaded."""
+def match(
+    state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str | Drop], *, trunk: bool = False
+) -> Match:
+    """Compare `state`, whose keys `targets` renames (see `rename_keys`), with a model. Nothing is loaded.
+
+    `trunk`: the state dict is of a trunk alone; heads and camera embeddings may be missing.
+    """
     own = layout.shapes
     origin: dict[str, str] = {}  # key of the model: key of the file
     dropped: dict[str, str] = {}
@@ -321,7 +451,11 @@ def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str
                 f"{key} is {shape}, {own[target]} in the model" if target in own else f"{key} is not in the model"
             )
     left = [key for key in own if key not in origin]
-    missing = tuple(key for key in left if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked"))
+    missing = tuple(
+        key
+        for key in left
+        if _CLASSIFIER.search(key) or key.endswith(".num_batches_tracked") or (trunk and _NOT_IN_TRUNKS.search(key))
+    )
     problems += [f"{key} is missing" for key in sorted(set(left) - set(missing) - set(targets.values()))]
     renamed = sum(target != key for target, key in origin.items())
     report = Report(layout.name, len(origin), renamed, dropped, missing)
@@ -329,22 +463,33 @@ def match(state: Mapping[str, Tensor], layout: Layout, targets: Mapping[str, str
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A linear layer on channels is a 1x1 convolution, and its weight the same numbers: their shapes count as equal."""
-    return shape[:2] if shape[2:] == (1, 1) else shape
+    """Axes of length 1 do not count: a linear layer on channels is a 1x1 convolution, a token a row of a table."""
+    return tuple(side for side in shape if side != 1)
 
 
 def rename_keys(state: Mapping[str, Tensor], family: str) -> dict[str, str | Drop]:
     """Every key of `state` with the model's own key, by the rules of `family`; our own keys stay as they are."""
     if all(key.startswith(_OWN_PREFIX) for key in state):
         return {key: key for key in state}
-    pattern, variant = VARIANTS.get(family, ("(?!)", family))
-    rules = RENAMES[variant if any(re.search(pattern, key) for key in state) else family]
+    rules = RENAMES[_variant(state, family)]
     targets = {key: rename(key, rules) for key in state}
     twins = {target: key for key, target in targets.items() if re.search(TWINS.get(family, "(?!)"), key)}
     for key, target in targets.items():
         if (twin := twins.get(target, key)) != key:
             targets[key] = Drop(f"{twin} is the same tensor, and upstream loads it later")
     return targets
+
+
+def _variant(state: Mapping[str, Tensor], family: str) -> str:
+    """The key of `RENAMES` whose rules fit a file of `family`."""
+    keys = "\n".join(state)
+    return next((name for pattern, name in VARIANTS.get(family, ()) if re.search(pattern, keys, re.M)), family)
+
+
+def holds_trunk(state: Mapping[str, Tensor], family: str) -> bool:
+    """Whether a file of `family` holds a trunk as its pretraining left it, not a model of re-identification."""
+    own = all(key.startswith(_OWN_PREFIX) for key in state)
+    return not own and _variant(state, family).endswith(", trunk")
 
 
 def rename(key: str, rules: Rules) -> str | Drop:
@@ -384,15 +529,17 @@ def trained_for(
         Classes and cameras; the input size of weights with a position embedding.
     """
     own, found = shapes_at(input_size), Training()
+    if holds_trunk(state, family):
+        return found
     for key, target in rename_keys(state, family).items():
         shape = tuple(state[key].shape)
         if isinstance(target, Drop) or target not in own:
             continue
-        if shape[1:] == own[target][1:]:  # a classifier of other features says nothing
+        if _squeezed(shape[1:]) == _squeezed(own[target][1:]):  # a classifier of other features says nothing
             found = found._replace(num_classes=shape[0]) if _SCORES.search(target) else found
             found = found._replace(num_cameras=shape[0]) if _CAMERAS.search(target) else found
         if _POSITIONS.search(target):
-            sizes = (size for size in (input_size, *_SIZES) if shapes_at(size)[target] == shape)
+            sizes = (size for size in (input_size, *_SIZES) if _squeezed(shapes_at(size)[target]) == _squeezed(shape))
             found = found._replace(input_size=next(sizes, None))
     return found
 
@@ -420,7 +567,11 @@ def load(
         CheckpointError: Lists what does not fit, and which of `candidates` fits best; or what `read_state_dict` says.
     """
     state = read_state_dict(source)
-    found = match(state, Layout.of(model), rename_keys(state, model.family))
+    targets, trunk = rename_keys(state, model.family), holds_trunk(state, model.family)
+    for key in [key for key, target in targets.items() if isinstance(target, str) and _POSITIONS.search(target)]:
+        if trunk and hasattr(model.network.backbone, "fit_positions"):
+            state[key] = model.network.backbone.fit_positions(state[key])
+    found = match(state, Layout.of(model), targets, trunk=trunk)
     own = model.state_dict()
     if problems := found.problems or [
         f"{key} {wrong}" for key, tensor in found.tensors.items() if (wrong := _wrong_values(tensor, own[key]))

@@ -60,6 +60,7 @@ class CosineLinear(nn.Linear):
 
 _POOLS = {
     "avg": partial(nn.AdaptiveAvgPool2d, 1),
+    "max": partial(nn.AdaptiveMaxPool2d, 1),
     "gem": GeM,
     "gem3": partial(GeM, trainable=False),  # p stays 3, and is in no file
 }
@@ -75,7 +76,7 @@ class Head(RetrievalModule):
         channels: Of the map (B, channels, h, w) that the head is called with, or the vector (B, channels), which is not
             pooled.
         num_classes: Identities in training; None or 0 leaves the classifier out.
-        pool: "avg", "gem" with a learned exponent, or "gem3" with exponent 3.
+        pool: "avg", "max", "gem" with a learned exponent, or "gem3" with exponent 3.
         embed: Width of an embedding by linear layer, batch norm and ReLU; None for no embedding.
         reduce: Width of an embedding by a linear layer alone.
         dropout: Share of the embedding that training drops before the classifier.
@@ -224,6 +225,86 @@ class AttentionHead(RetrievalModule):
     def outputs(self, x: Tensor) -> Outputs:
         feats, maps = self._parts(x)
         return Outputs([score(y) for score, y in zip(self.classifiers, feats, strict=False)], feats, maps)
+
+
+class StripHead(RetrievalModule):
+    """PCB's: a map (B, channels, h, w), averaged in each of `parts` rows; the feature is the parts' vectors, each of
+    length 1, channel by channel: (B, channels * parts). Training reduces each part to `width` channels, by a layer that
+    all share, and gives it a classifier of its own.
+
+    Sun, Zheng, Yang, Tian, Wang: "Beyond Part Models", ECCV 2018, arXiv 1711.09349.
+    """
+
+    def __init__(self, channels: int, num_classes: int | None, *, parts: int, width: int = 256) -> None:
+        super().__init__()
+        self.feature_dim = channels * parts
+        self.pool = nn.AdaptiveAvgPool2d((parts, 1))
+        self.dropout = nn.Dropout(0.5)
+        self.embedding = _conv_norm_relu(channels, width, 1)
+        self.classifier = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(parts if num_classes else 0))
+        self.apply(init_weights)
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.normalize(self.pool(x), dim=1).flatten(1)
+
+    def outputs(self, x: Tensor) -> Outputs:
+        x = self.pool(x)  # (B, channels, parts, 1)
+        parts = self.embedding(self.dropout(x)).flatten(2).unbind(2)
+        logits = [score(part) for score, part in zip(self.classifier, parts, strict=False)]
+        return Outputs(logits, [F.normalize(x, dim=1).flatten(1)])
+
+
+class TokenHead(RetrievalModule):
+    """PASS's: the class token and part tokens (B, tokens, channels), of which the parts count by their mean.
+
+    Zhu et al.: "PASS: Part-Aware Self-Supervised Pre-Training for Person Re-Identification", ECCV 2022.
+
+    Args:
+        channels: Of a token.
+        num_classes: Identities in training; None or 0 leaves the classifier out.
+        join: "cat" puts the class token and the parts' mean side by side, "mean" takes the mean of the two.
+        necks: Batch norms: one for each token, or 1 behind the joined tokens.
+        feats: What is ranked by: tokens "before" or "after" their necks.
+        normalise: Scale to length 1 what comes out of each neck.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int | None,
+        *,
+        join: str = "cat",
+        necks: int = 4,
+        feats: str = "before",
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.join, self.feats, self.normalise = join, feats, normalise
+        self.feature_dim = 2 * channels if join == "cat" else channels
+        self.necks = nn.ModuleList(nn.BatchNorm1d(self.feature_dim if necks == 1 else channels) for _ in range(necks))
+        self.classifier = nn.Linear(self.feature_dim, num_classes, bias=False) if num_classes else None
+        self.apply(init_weights)
+        for neck in self.necks:
+            neck.bias.requires_grad_(False)
+
+    def _joined(self, tokens: Tensor) -> Tensor:
+        whole, parts = tokens[:, 0], tokens[:, 1:].mean(1)
+        return torch.cat([whole, parts], dim=1) if self.join == "cat" else (whole + parts) / 2
+
+    def _after(self, tokens: Tensor) -> Tensor:
+        if len(self.necks) == 1:
+            x = self.necks[0](self._joined(tokens))
+            return F.normalize(x, dim=1) if self.normalise else x
+        x = torch.stack([neck(token) for neck, token in zip(self.necks, tokens.unbind(1), strict=True)], dim=1)
+        return self._joined(F.normalize(x, dim=2) if self.normalise else x)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        return self._joined(tokens) if self.feats == "before" else self._after(tokens)
+
+    def outputs(self, tokens: Tensor) -> Outputs:
+        after = self._after(tokens)
+        logits = [] if self.classifier is None else [self.classifier(after)]
+        return Outputs(logits, [self._joined(tokens) if self.feats == "before" else after])
 
 
 class ScoreHead(RetrievalModule):

@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
         self,
         cin: int,
         cout: int,
-        kernel: int = 1,
+        kernel: int | tuple[int, int] = 1,
         *,
         stride: int = 1,
         padding: int | None = None,
@@ -47,7 +47,8 @@ class ConvNorm(nn.Module):
         act: Callable[..., nn.Module] | None = nn.ReLU,
     ) -> None:
         super().__init__()
-        padding = kernel // 2 if padding is None else padding
+        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = tuple(side // 2 for side in sides) if padding is None else padding
         self.conv = nn.Conv2d(cin, cout, kernel, stride, padding, groups=groups, bias=bias)
         self.bn = _NORMS[norm](cout)  # upstream names it bn even where it is an instance norm
         self.act = act(inplace=True) if act else None

@@ -30,9 +30,9 @@ from reidlib.models.zoo import canonical_name
 from reidlib.paths import run_folder, weights_root
 from reidlib.run_folder import RunFolder
 
-_NEED_A_BROWSER = ("mega.nz", "drive.google.com")
+_FOLDERS = ("1drv.ms", "huggingface.co")  # links of these hosts are to folders of files
+_NEED_A_BROWSER = ("mega.nz", "drive.google.com", *_FOLDERS)
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".safetensors", ".zip")
-_COMBINED = "-combineall"
 # Folders that say nothing of an experiment: torchreid saves into <experiment>/model/model.pth.tar-60.
 _COMMON_FOLDERS = {"checkpoint", "checkpoints", "ckpt", "log", "logs", "model", "models", "output", "weights"}
 
@@ -83,7 +83,7 @@ class Weights:
     @property
     def trained_on(self) -> str:
         """The dataset's name; empty if not known."""
-        return _trained_on(self.row) if self.row else str(self._about.get("trained_on", ""))
+        return self.row.weights if self.row else str(self._about.get("trained_on", ""))
 
     @property
     def tested_on(self) -> str:
@@ -130,8 +130,9 @@ class Weights:
         if here:
             return here[0], verify(here[0])
         if self.by_hand:
+            file = f"the file of {self.model}" if urlsplit(self.row.link).hostname in _FOLDERS else "the file"
             raise FileNotFoundError(
-                f"the weights {self.name} of {self.model} need a browser: open {self.row.link} and save the file as "
+                f"the weights {self.name} of {self.model} need a browser: open {self.row.link} and save {file} as "
                 f"{root / self.file_name}"
             )
         path = Path(get_dir()) / "checkpoints" / self.file_name
@@ -167,7 +168,7 @@ def published_weights(model: str) -> dict[str, Weights]:
     found: dict[str, Weights] = {}
     for row in published(model):
         if row.link:
-            name = f"{row.table}:{_trained_on(row)}"
+            name = f"{row.table}:{row.weights}"
             found.setdefault(name, Weights(model, name, row))
     return found
 
@@ -202,10 +203,6 @@ def find_weights(model: str, weights: str | Path) -> Weights:
     names = sorted([*plain, *found], key=lambda name: -SequenceMatcher(None, text, name).ratio())
     have = f"published are {', '.join(names)}" if names else "none are published"
     raise ValueError(f"{model} has no weights {text!r}: {have}; or name a file or a run")
-
-
-def _trained_on(row: Published) -> str:
-    return row.trained_on + _COMBINED * row.combineall
 
 
 def _stem(name: str) -> str:

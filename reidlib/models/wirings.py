@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidlib.models.heads import Outputs, RetrievalModule
-from reidlib.models.layers import ChannelSelfAttention, fold_norms, in_mode, stripes
+from reidlib.models.layers import ChannelSelfAttention, fold_norms, in_mode, init_weights, stripes
 
 if TYPE_CHECKING:
     from reidlib.models.checkpoints import Report
@@ -174,14 +174,15 @@ class MGN(Branches):
 
 
 class _ThreeEnds(nn.Module):
-    """A ResNet-like trunk with three copies of all that follows the third stage's first block."""
+    """A trunk with three copies of all that follows the first block of `stage`, its third."""
 
-    def __init__(self, trunk: Any) -> None:
+    def __init__(self, trunk: Any, stage: str = "layer3") -> None:
         super().__init__()
-        *parts, layer3, layer4 = trunk
-        first, *rest = layer3
-        self.common = nn.Sequential(*parts, first)
-        end = nn.Sequential(nn.Sequential(*rest), layer4)
+        names, parts = zip(*trunk.named_children(), strict=True)
+        at = names.index(stage)
+        first, *rest = parts[at]
+        self.common = nn.Sequential(*parts[:at], first)
+        end = nn.Sequential(nn.Sequential(*rest), *parts[at + 1 :])
         self.branches = nn.ModuleDict({name: copy.deepcopy(end) for name in ("b1", "b2", "b3")})
         self.channels = (trunk.channels,) * 8
         self.branch_names = ("whole 1", "whole 2", "whole 3", "half 1", "half 2", "third 1", "third 2", "third 3")
@@ -191,6 +192,109 @@ class _ThreeEnds(nn.Module):
         x = self.common(x)
         maps = self.cam_layer(torch.cat([branch(x) for branch in self.branches.values()], dim=1))  # (B, 3 * C, h, w)
         return maps.chunk(3, dim=1)
+
+
+class LightMBN(Branches):
+    """A global branch with drop block, a partial one (whole and halves) and one of the two halves of the channels.
+
+    Herzog, Ji, Teepe, Hörmann, Gilg, Rigoll: "Lightweight Multi-Branch Network for Person Re-Identification", ICIP
+    2021, arXiv 2101.10774. The feature is upstream's: seven parts of 512, channel by channel, so that a part is every
+    seventh number. `head` is called with `pool`, and with `reduce` for the five parts that are reduced.
+
+    Args:
+        backbone: Factory of an OSNet or a ResNet.
+        head: Factory of the heads.
+        sizes: What the network must know of the data.
+        stage: Name of the stage of the trunk after whose first block the branches part.
+        global_stride: 2 for a last stage of the global branch that strides where the other two do not.
+        pool: How the global branch and the halves of the channels are pooled: "avg", or "max" as in upstream's ResNet.
+        width: Of each part.
+    """
+
+    def __init__(
+        self,
+        backbone: Factory,
+        head: Factory,
+        sizes: Sizes,
+        *,
+        stage: str = "conv3",
+        global_stride: int = 1,
+        pool: str = "avg",
+        width: int = 512,
+    ) -> None:
+        Network.__init__(self, lambda: _ThreeEnds(backbone(), stage))
+        ends, channels = self.backbone.branches, self.backbone.channels[0]
+        self.drop_block = copy.deepcopy(ends["b1"][1][-1])  # one more of the last stage's blocks
+        self.drop_block.apply(init_weights)
+        if global_stride == 2:
+            first = ends["b1"][1][0]
+            first.conv2.stride = first.downsample[0].stride = (2, 2)
+        self.drop = DropRows()
+        self.shared = nn.Sequential(
+            nn.Conv2d(channels // 2, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        self.shared.apply(init_weights)
+        reduced = partial(head, channels, sizes.num_classes, reduce=width)
+        self.heads = nn.ModuleList(reduced(pool=each) for each in (pool, "max", "max", "avg", "avg"))
+        self.heads.extend(head(width, sizes.num_classes, pool="avg") for _ in range(2))
+        self.channel_pool, self.normalise = self.heads[0].pool, False
+
+    @property
+    def branches(self) -> dict[str, slice]:
+        names = ("global", "global, dropped", "partial", "upper half", "lower half", "channels 1", "channels 2")
+        return {name: slice(part, None, len(self.heads)) for part, name in enumerate(names)}
+
+    def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
+        x = self.backbone.common(x)
+        whole, partial_map, channels = (branch(x) for branch in self.backbone.branches.values())
+        whole, partial_map = self.drop_block(whole), self.backbone.cam_layer(partial_map)
+        halves = [self.shared(half) for half in self.channel_pool(channels).chunk(2, dim=1)]
+        return whole, self.drop(whole), partial_map, *stripes(partial_map, 2), *halves
+
+    def features(self, x: Tensor, camids: Tensor | None = None) -> Tensor:
+        return super().features(x, camids).unflatten(1, (len(self.heads), -1)).transpose(1, 2).flatten(1)
+
+
+class DropRows(nn.Module):
+    """In training, zeroes the rows of each map (B, C, h, w) that hold its most active places: `share` of all rows.
+
+    Quispe, Pedrini: "Top-DB-Net: Top DropBlock for Activation Enhancement in Person Re-Identification", ICPR 2020,
+    arXiv 2010.05435.
+    """
+
+    def __init__(self, share: float = 0.33) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        activity = x.square().sum(1).amax(2)  # (B, h)
+        dropped = activity.topk(round(self.share * x.shape[2])).indices
+        return x * torch.ones_like(activity).scatter(1, dropped, 0.0)[:, None, :, None]
+
+
+class CLIPReID(Branches):
+    """CLIP's image encoder of either kind: its last feature, and the one projected beside the text's.
+
+    Li, Sun, Li: "CLIP-ReID", AAAI 2023, arXiv 2211.13977. `backbone` is called with `input_size` and `num_cameras`, and
+    gives the feature before the last block or stage, too, which metric losses see.
+    """
+
+    def __init__(self, backbone: Factory, head: Factory, sizes: Sizes) -> None:
+        super().__init__(partial(backbone, sizes.input_size, sizes.num_cameras), head, sizes)
+
+    @property
+    def branches(self) -> dict[str, slice]:
+        return dict(zip(("encoder", "projected"), super().branches.values(), strict=True))
+
+    def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
+        return self.backbone(x, camids)[1:]
+
+    def outputs(self, x: Tensor, camids: Tensor | None = None) -> Outputs:
+        before, *maps = self.backbone(x, camids)
+        out = self.join(maps)
+        return out._replace(embeddings=[before, *out.embeddings])
 
 
 class ABD(Branches):
@@ -236,14 +340,17 @@ class TransReID(Branches):
 
     He et al.: "TransReID: Transformer-based Object Re-Identification", ICCV 2021, arXiv 2102.04378.
     `backbone` is called with `input_size` and `num_cameras`, and gives tokens. The last block and norm exist once for
-    the whole and once for all parts.
+    the whole and once for all parts. `normalise` scales the feature of each head to length 1. The head of a trunk with
+    several tokens in front of the patches is called with all of them, (B, prefix, C).
     """
 
-    def __init__(self, backbone: Factory, head: Factory, sizes: Sizes, *, parts: int = 0) -> None:
+    def __init__(
+        self, backbone: Factory, head: Factory, sizes: Sizes, *, parts: int = 0, normalise: bool = False
+    ) -> None:
         Network.__init__(self, lambda: backbone(sizes.input_size, sizes.num_cameras))
         last = self.backbone.last
         del self.backbone.last
-        self.parts, self.normalise = parts, False
+        self.parts, self.normalise = parts, normalise
         self.last = nn.ModuleList(copy.deepcopy(last) for _ in range(2 if parts else 1))
         self.heads = nn.ModuleList(head(self.backbone.channels, sizes.num_classes) for _ in range(1 + parts))
 
@@ -253,8 +360,9 @@ class TransReID(Branches):
         return dict(zip(names, super().branches.values(), strict=True)) if self.parts else {}
 
     def maps(self, x: Tensor, camids: Tensor | None) -> Sequence[Tensor]:
-        tokens = self.backbone(x, camids)  # (B, 1 + N, C)
-        whole = self.last[0](tokens)[:, 0]
+        tokens = self.backbone(x, camids)  # (B, prefix + N, C)
+        whole = self.last[0](tokens)[:, : self.backbone.prefix]
+        whole = whole[:, 0] if self.backbone.prefix == 1 else whole
         if not self.parts:
             return [whole]
         patches = jigsaw(tokens[:, 1:], self.parts)  # (B, parts, N // parts, C)
@@ -300,6 +408,8 @@ class ReIDModel(nn.Module):
         num_classes, num_cameras, input_size: What it was built for; input_size is (height, width).
         mean, std: Of the RGB channels in [0, 1].
         interpolation: How images were resized for its published weights; what resizes them is the loader.
+        mirrored, unit_parts: What its project does with the features before ranking, which is left to
+            `evaluation.extract_features`: the mean with those of the mirror image, so many parts scaled to length 1.
         feature_dim: Width of the features.
         cam_layer: The module whose output is the last map; `cam_map(output)` gives it as (B, C, h, w).
         cam_blocks: A transformer's blocks, whose outputs `cam_map` takes too; empty for other networks.
@@ -319,6 +429,8 @@ class ReIDModel(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         interpolation: str = "bilinear",
+        mirrored: bool = False,
+        unit_parts: int = 1,
     ) -> None:
         super().__init__()
         self.network: Any = network  # a Network, or a user's own module with its methods
@@ -327,6 +439,7 @@ class ReIDModel(nn.Module):
         self.report: Report | None = None  # what the last load of weights did: a checkpoints.Report
         self.num_classes, self.num_cameras, self.input_size = sizes
         self.mean, self.std, self.interpolation = mean, std, interpolation
+        self.mirrored, self.unit_parts = mirrored, unit_parts
         self._cam_name = ""  # of the module that `cam_layer` found
         self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1), persistent=False)

@@ -12,21 +12,33 @@ from torch import nn
 
 from reidlib.errors import unknown_name
 from reidlib.models.backbones.hacnn import HACNN
-from reidlib.models.backbones.library import DenseNet, MobileNetV3, NASNetMobile, ResNeSt, SENet, SqueezeNet, timm_trunk
+from reidlib.models.backbones.library import (
+    DenseNet,
+    MobileNetV3,
+    NASNetMobile,
+    ResNeSt,
+    SENet,
+    ShuffleNetV2,
+    SqueezeNet,
+    timm_trunk,
+)
 from reidlib.models.backbones.mlfn import MLFN
 from reidlib.models.backbones.mobilenet import MobileNetV2
+from reidlib.models.backbones.mudeep import MuDeep
 from reidlib.models.backbones.osnet import OSNet
-from reidlib.models.backbones.resnet import ResNet
+from reidlib.models.backbones.resnet import CLIPResNet, ResNet
 from reidlib.models.backbones.shufflenet import ShuffleNet
 from reidlib.models.backbones.squeezenet import BypassSqueezeNet
+from reidlib.models.backbones.swin import Swin
 from reidlib.models.backbones.vit import ViT
 from reidlib.models.backbones.wrapped import TimmTrunk, check_timm_name, timm_facts
 from reidlib.models.checkpoints import RENAMES
-from reidlib.models.heads import AttentionHead, Head, MeanHead, MidHead, ScoreHead
+from reidlib.models.heads import AttentionHead, Head, MeanHead, MidHead, ScoreHead, StripHead, TokenHead
 from reidlib.models.own import own_factory, own_network
-from reidlib.models.wirings import ABD, MGN, Baseline, Branches, Sized, TransReID
+from reidlib.models.wirings import ABD, MGN, Baseline, Branches, CLIPReID, LightMBN, Sized, TransReID
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,10 @@ class Model:
         wiring: Class of `wirings` that puts the two together.
         input_size: (height, width) of the images.
         mean, std: Of the RGB channels in [0, 1].
-        interpolation: How images were resized for the published weights.
+        interpolation: How images were resized for the published weights, at test time.
+        mirrored: Whether its project ranks by the mean of the features of an image and of its mirror image.
+        unit_parts: Into how many parts, of every so-many-th number, its project cuts this feature, to scale each to
+            length 1 before ranking. The network gives the raw feature; `extract_features` does both.
     """
 
     backbone: Callable[..., nn.Module]
@@ -53,6 +68,8 @@ class Model:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
+    mirrored: bool = False
+    unit_parts: int = 1
 
 
 _torchreid = partial(Model, family="torchreid")
@@ -93,6 +110,43 @@ MODELS: dict[str, Model] = {
     "squeezenet1_1": _torchreid(partial(SqueezeNet, "1_1"), Head),
     "squeezenet1_0_fc512": _torchreid(partial(SqueezeNet, "1_0"), _embed512),
     "nasnsetmobile": _torchreid(NASNetMobile, partial(Head, dropout=0.5)),  # spelled so upstream
+}
+
+# The rest of torchreid's factory; re-identification weights were never published for these.
+_resnext = partial(ResNet, groups=32)
+_inception = partial(timm_trunk, min_size=75)
+MODELS |= {
+    **{f"resnet{depth}": _torchreid(partial(ResNet, depth), Head) for depth in (18, 34, 101, 152)},
+    # ResNeXt: Xie et al., CVPR 2017, arXiv 1611.05431.
+    "resnext50_32x4d": _torchreid(partial(_resnext, 50, group_width=4), Head),
+    "resnext101_32x8d": _torchreid(partial(_resnext, 101, group_width=8), Head),
+    # IBN-Net: Pan et al., ECCV 2018, arXiv 1807.09441.
+    **{f"resnet50_ibn_{kind}": _torchreid(partial(ResNet, ibn=kind), Head) for kind in "ab"},
+    **{f"se_resnet{depth}": _torchreid(partial(SENet, f"legacy_seresnet{depth}"), Head) for depth in (50, 101, 152)},
+    "se_resnext50_32x4d": _torchreid(partial(SENet, "legacy_seresnext50_32x4d"), Head),
+    "se_resnext101_32x4d": _torchreid(partial(SENet, "legacy_seresnext101_32x4d"), Head),
+    "senet154": _torchreid(partial(SENet, "legacy_senet154"), Head),
+    **{f"densenet{depth}": _torchreid(partial(DenseNet, depth), Head) for depth in (161, 169, 201)},
+    # Inception-v4 and Inception-ResNet-v2: Szegedy et al., arXiv 1602.07261; Xception: Chollet, arXiv 1610.02357.
+    "inceptionv4": _torchreid(partial(_inception, "inception_v4"), Head),
+    "inceptionresnetv2": _torchreid(partial(_inception, "inception_resnet_v2"), Head),
+    "xception": _torchreid(partial(timm_trunk, "legacy_xception"), Head),
+    **{
+        f"shufflenet_v2_x{width}": _torchreid(partial(ShuffleNetV2, width), Head)
+        for width in ("0_5", "1_0", "1_5", "2_0")
+    },
+    **{
+        f"osnet_ain_x{name}": _osnet(partial(OSNet, width, stem="in", blocks=_AIN))
+        for name, width in (("0_75", 0.75), ("0_5", 0.5), ("0_25", 0.25))
+    },
+    "mudeep": _torchreid(MuDeep, partial(Head, embed=4096), wiring=Sized),
+    # PCB: Sun et al., ECCV 2018, arXiv 1711.09349; at the size of its paper, which torchreid's default is not.
+    **{
+        f"pcb_p{parts}": _torchreid(
+            partial(ResNet, last_stride=1), partial(StripHead, parts=parts), input_size=(384, 128)
+        )
+        for parts in (4, 6)
+    },
 }
 
 # The zoo of August 2018: most are today's networks.
@@ -140,7 +194,7 @@ _NL50, _NL101 = {"non_local": (0, 2, 3, 0)}, {"non_local": (0, 2, 9, 0)}
 _BAGTRICKS = partial(Head, neck="bn")
 _AGW = partial(Head, pool="gem3", neck="bn")
 _SBS = partial(Head, pool="gem", neck="bn", metric_feats="after", classifier="cosine")
-_fastreid = partial(Model, family="fast-reid", recipe="fastreid_bot")
+_fastreid = partial(Model, family="fast-reid", recipe="fastreid_bot", interpolation="bicubic")
 _fastreid_agw, _fastreid_sbs = partial(_fastreid, recipe="fastreid_agw"), partial(_fastreid, recipe="sbs")
 MODELS |= {
     "bagtricks_R50_fastreid": _fastreid(_R50, _BAGTRICKS),
@@ -201,8 +255,8 @@ _transreid = partial(
     head=partial(Head, neck="bn", feats="before"),
     family="TransReID",
     recipe="transreid",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
+    mean=HALF,
+    std=HALF,
 )
 MODELS["vit_base_transreid"] = _transreid(ViT, wiring=TransReID)
 _overlapping = partial(ViT, stride=12, camera_weight=3.0)
@@ -211,6 +265,62 @@ MODELS |= {
     "deit_transreid": _transreid(
         partial(_overlapping, imagenet="timm/deit_base_distilled_patch16_224"), wiring=partial(TransReID, parts=4)
     ),
+}
+
+# TransReID-SSL: Luo et al., arXiv 2111.12084. Reference: damo-cv/TransReID-SSL. Its networks trained without labels
+# ("usl") come from the code of cluster-contrast, rank by the normalised feature after the neck, and resize bicubically.
+_ssl = partial(_transreid, family="TransReID-SSL", recipe="transreid_ssl", wiring=TransReID)
+_SMALL, _BASE = partial(ViT, width=384, imagenet=""), partial(ViT, imagenet="")
+_usl = partial(_ssl, interpolation="bicubic")
+_UNIT_NECK = {"head": partial(Head, neck="bn"), "wiring": partial(TransReID, normalise=True)}
+_SMALL_ICS = partial(_SMALL, conv_stem=True)
+MODELS |= {
+    "transreid_ssl_vit_small": _ssl(_SMALL),
+    "transreid_ssl_vit_small_ics": _ssl(_SMALL_ICS),
+    "transreid_ssl_vit_base_ics_384": _ssl(partial(_BASE, conv_stem=True), input_size=(384, 128)),
+    "transreid_ssl_usl_vit_small": _usl(_SMALL, **_UNIT_NECK),
+    "transreid_ssl_usl_vit_small_ics": _usl(_SMALL_ICS, **_UNIT_NECK),
+}
+
+# PersonViT: Hu et al., arXiv 2408.05398. Reference: hustvl/PersonViT. The networks are TransReID-SSL's.
+_personvit = partial(_ssl, family="PersonViT")
+MODELS |= {"personvit_vit_small": _personvit(_SMALL), "personvit_vit_base": _personvit(_BASE)}
+
+# PASS: Zhu et al., ECCV 2022, arXiv 2203.03931. Reference: CASIA-IVA-Lab/PASS-reID.
+_pass = partial(_ssl, head=TokenHead, family="PASS", recipe="pass")
+_PASS_SMALL, _PASS_BASE = partial(_SMALL, part_tokens=3), partial(_BASE, part_tokens=3)
+for _name, _trunk in (("small", _PASS_SMALL), ("base", _PASS_BASE)):
+    MODELS[f"pass_vit_{_name}"] = _pass(_trunk)
+    MODELS[f"pass_vit_{_name}_384"] = _pass(_trunk, input_size=(384, 128))
+for _join in ("cat", "mean"):
+    _after = partial(TokenHead, join=_join, feats="after", normalise=True)
+    for _name, _necks in (("single", 1), ("multi", 4)):
+        MODELS[f"pass_usl_vit_small_{_join}_{_name}neck"] = _pass(
+            _PASS_SMALL, head=partial(_after, necks=_necks), interpolation="bicubic"
+        )
+
+# CLIP-ReID: Li, Sun, Li, AAAI 2023, arXiv 2211.13977. Reference: Syliz517/CLIP-ReID. Its baselines are the same
+# networks, trained without the text side.
+_clipreid = partial(_transreid, family="CLIP-ReID", recipe="clipreid_baseline", wiring=CLIPReID)
+_CLIP_VIT = partial(_BASE, project=512, drop_path=0.0)
+MODELS |= {
+    "clipreid_vit_b16": _clipreid(_CLIP_VIT),
+    "clipreid_vit_b16_sie_olp": _clipreid(partial(_CLIP_VIT, stride=12, camera_weight=1.0, camera_tokens="class")),
+    "clipreid_rn50": _clipreid(CLIPResNet, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+}
+MODELS |= {f"clipreid_baseline_{name}": MODELS[f"clipreid_{name}"] for name in ("rn50", "vit_b16")}
+
+# SOLIDER: Chen et al., CVPR 2023, arXiv 2303.17602. Reference: tinyvision/SOLIDER-REID.
+_solider = partial(_transreid, family="SOLIDER", recipe="solider", wiring=Sized, input_size=(384, 128))
+MODELS |= {f"solider_swin_{size}": _solider(partial(Swin, size=size)) for size in ("tiny", "small", "base")}
+
+# LightMBN: Herzog et al., ICIP 2021, arXiv 2101.10774. Reference: jixunbo/LightMBN.
+_lmbn = partial(Model, head=partial(Head, neck="bn"), family="LightMBN", recipe="lightmbn")
+_lmbn = partial(_lmbn, input_size=(384, 128), mirrored=True, unit_parts=7)
+_on_resnet = partial(LightMBN, stage="layer3", global_stride=2, pool="max")
+MODELS |= {
+    "lmbn_n": _lmbn(OSNet, wiring=LightMBN),
+    "lmbn_r": _lmbn(partial(ResNet, last_stride=1), wiring=_on_resnet),
 }
 
 # Older and other spellings; `create_model` takes them, `list_models` leaves them out.

@@ -129,14 +129,19 @@ def feature_spread(maps: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, (32 * eigenvalue_spread(x.flatten(2)).mean() for x in maps))
 
 
-def _of_library(name: str, **settings: Any) -> Callable[[Any, Tensor], Tensor]:
-    """A loss of pytorch-metric-learning, averaged over the embeddings of all branches."""
+def _of_library(name: str, *, mining: float | None = None, **settings: Any) -> Callable[[Any, Tensor], Tensor]:
+    """A loss of pytorch-metric-learning, averaged over the embeddings of all branches.
+
+    `mining`: the epsilon of its multi-similarity miner, which then chooses the pairs; None for all pairs.
+    """
 
     def loss(outputs: Any, labels: Tensor) -> Tensor:
-        from pytorch_metric_learning import losses
+        from pytorch_metric_learning import losses, miners
 
         one = getattr(losses, name)(**settings)
-        return torch.stack([one(x.float(), labels) for x in outputs.embeddings]).mean()
+        miner = None if mining is None else miners.MultiSimilarityMiner(epsilon=mining)
+        xs = [x.float() for x in outputs.embeddings]
+        return torch.stack([one(x, labels, miner(x, labels) if miner else None) for x in xs]).mean()
 
     return loss
 
@@ -146,6 +151,8 @@ def _of_library(name: str, **settings: Any) -> Callable[[Any, Tensor], Tensor]:
 # the model first, and the parameters of such a module are trained.
 LOSSES: dict[str, Callable[..., Any]] = {
     "multi_similarity": _of_library("MultiSimilarityLoss"),  # Wang et al., CVPR 2019
+    # The paper's, with its mining of pairs, as LightMBN sets it.
+    "mined_multi_similarity": _of_library("MultiSimilarityLoss", mining=0.7),
     "supervised_contrastive": _of_library("SupConLoss"),  # Khosla et al., NeurIPS 2020
     "ntxent": _of_library("NTXentLoss"),  # Chen et al., ICML 2020
 }

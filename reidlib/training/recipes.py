@@ -410,6 +410,53 @@ RECIPES["transreid"] = Recipe(
     eval_every=10,
 )
 
+# TransReID-SSL: Luo et al., arXiv 2111.12084. damo-cv/TransReID-SSL, transreid_pytorch/configs; PersonViT's commands
+# are the same. Its test images are resized bilinearly, here a run resizes all images alike. The trunk begins with its
+# own pretraining on LUPerson, `-p init luperson`, as those of the next two.
+# transreid_ssl_vit_small: 95.8 / 91.2; personvit_vit_base: 97.6 / 95.0.
+#     -p recipe transreid_ssl -p model transreid_ssl_vit_small
+RECIPES["transreid_ssl"] = replace(RECIPES["transreid"], interpolation="bicubic", lr=4e-4, warmup=20, first_branch=0.0)
+# PASS: Zhu et al., ECCV 2022. CASIA-IVA-Lab/PASS-reID, configs. pass_vit_base_384: 96.9 / 93.3.
+#     -p recipe pass -p model pass_vit_base_384
+RECIPES["pass"] = RECIPES["transreid_ssl"]
+# SOLIDER: Chen et al., CVPR 2023. tinyvision/SOLIDER-REID, run.sh: 8e-4 for solider_swin_tiny.
+# solider_swin_base: 96.9 / 93.9.    -p recipe solider -p model solider_swin_base
+RECIPES["solider"] = replace(RECIPES["transreid_ssl"], lr=2e-4)
+
+# CLIP-ReID's baseline: Li, Sun, Li, AAAI 2023, arXiv 2211.13977. Syliz517/CLIP-ReID, configs/person/vit_base. It adds
+# the losses of two classifiers and three features up, here they are averaged. It prints no figures beside its files.
+# For clipreid_baseline_rn50: -p lr 3.5e-4 -p weight_decay 5e-4 -p warmup_from 0.01 -p milestones 40,70 -p epochs 120
+#     -p recipe clipreid_baseline -p model clipreid_baseline_vit_b16
+RECIPES["clipreid_baseline"] = replace(
+    RECIPES["bot"],
+    interpolation="bicubic",
+    epochs=60,
+    lr=5e-6,
+    bias_lr=2.0,
+    weight_decay=1e-4,
+    milestones=(30, 50),
+    warmup_from=0.1,
+    cross_entropy_weight=2.0,
+    triplet_weight=3.0,
+    center_weight=0,
+    augment=("random_flip", "pad_crop", "pixel_erasing=0.5"),
+)
+
+# LightMBN: Herzog et al., ICIP 2021, arXiv 2101.10774. jixunbo/LightMBN, the command of its README.
+# lmbn_n: 96.3 / 91.5.    -p recipe lightmbn -p model lmbn_n
+RECIPES["lightmbn"] = Recipe(
+    epochs=130,
+    people=6,
+    images=8,
+    lr=6e-4,
+    final=0.001,
+    warmup=10,
+    cross_entropy_weight=0.5,
+    losses=("mined_multi_similarity=0.5",),
+    augment=("random_flip", "random_crop", "random_erasing=0.5"),
+    eval_every=10,
+)
+
 # Without labels: clusters are found before each epoch. All report the last epoch; projects report the best on the test
 # set. Their results depend on the images that each GPU's norms saw, here `bn_group`. Evaluated every 10 epochs.
 # Cluster-Contrast: Dai et al., ACCV 2022, arXiv 2103.11568. alibaba/cluster-contrast-reid, the commands of its README.

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reidlib.data.datasets import PUBLISHED
-from reidlib.data.samples import COMBINED
 from reidlib.evaluation import Features, evaluate_ranking, ranking_inputs
-from reidlib.models.printed.published import Published, interpolation, published
+from reidlib.models.printed.published import Published, published
 from reidlib.models.zoo import declaration
 
 TOLERANCE = 0.3  # points
@@ -65,7 +64,7 @@ def compare(
     link = about.get("weights", {}).get("link")
     found = []
     for row in published(about["name"]):
-        same = row.trained_on + COMBINED * row.combineall == about["trained_on"] and row.tested_on == tested_on
+        same = row.weights == about["trained_on"] and row.tested_on == tested_on and not row.rerank
         if same and row.rank1 is not None and link in (None, "", row.link):
             parity = _measure(row, tested_on, result)
             if parity.verdict != "parity":
@@ -140,12 +139,13 @@ def _input(ours: Mapping[str, Any], parity: Parity) -> str:
 
 
 def _interpolation(ours: Mapping[str, Any], parity: Parity) -> str:
-    here, there = ours["interpolation"], interpolation(declaration(parity.row.model).family)
+    here, there = ours["interpolation"], declaration(parity.row.model).interpolation
     return f"images are resized {here}ly here, {there}ly there".replace("icly", "ically") if here != there else ""
 
 
 def _flip(ours: Mapping[str, Any], parity: Parity) -> str:
-    return "features are averaged over mirror images here, not there" if ours["flip"] else ""
+    there = declaration(parity.row.model).mirrored
+    return "features are averaged over mirror images here, not there" if ours["flip"] and not there else ""
 
 
 def _multi_query(ours: Mapping[str, Any], parity: Parity) -> str:

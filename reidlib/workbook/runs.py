@@ -133,7 +133,6 @@ class Run(RunFolder):
     ) -> Self:
         """A run that holds a copy of published weights, so that it stays whole when the download is gone."""
         from reidlib.models import create_model
-        from reidlib.models.printed import published
         from reidlib.models.weights import find_weights
         from reidlib.models.zoo import declaration
         from reidlib.training import record
@@ -143,9 +142,8 @@ class Run(RunFolder):
         found = find_weights(model, weights)
         if found.run:
             return cls.open(str(found.run), model=model)
-        family = declaration(found.model).family
         ending = (f"-{size[0]}x{size[1]}" if size else "") + (f"-{interpolation}" if interpolation else "")
-        interpolation = interpolation or published.interpolation(family)
+        interpolation = interpolation or declaration(found.model).interpolation
         asked = {"model": found.model, "weights": found.name, "input_size": list(size) if size else None}
         asked |= {"interpolation": interpolation}
         self = cls.create(run or f"{found.label}{ending}", asked)

@@ -13,7 +13,7 @@ from reidlib.models import create_model, list_models
 from reidlib.models.printed.cards import Card, card, sections
 from reidlib.models.printed.costs import exact, figures, pareto_front
 from reidlib.models.printed.page import CROSSINGS, DATASETS
-from reidlib.models.printed.published import published, results
+from reidlib.models.printed.published import SOURCES, published, results
 from reidlib.models.zoo import MODELS
 from reidlib.scores import NAMES, RETRIEVAL
 from reidlib.training.recipes import RECIPES, Recipe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILTERS = ("trained on", "tested on", "source", "family")
 WHY = {"params printed": "params differ", "mult-adds printed": "mult-adds differ"}  # a figure, and its reason
 NEVER = (*WHY.values(), "link")  # columns that are shown as marks
-HIDDEN = ("feature", NAMES["rank5"], NAMES["rank10"], "loss", "transforms", "distance", "protocol", "note")
+HIDDEN = ("feature", NAMES["rank5"], NAMES["rank10"], "loss", "transforms", "distance", "protocol", "note", "training")
 
 
 def zoo_table() -> "pd.DataFrame":
@@ -52,6 +52,9 @@ def zoo_table() -> "pd.DataFrame":
                 "mult-adds printed": row.macs,
                 "mult-adds differ": macs_why,
                 "source": row.table,
+                "re-ranked": "yes" * row.rerank,
+                "training": row.training or "with labels",
+                "licence": SOURCES[row.table].licence,
                 "family": spec.family,
                 "feature": here.feature,
                 "input": "{} × {}".format(*spec.input_size),

@@ -6,6 +6,7 @@ Hu, Shen, Sun: "Squeeze-and-Excitation Networks", CVPR 2018, arXiv 1709.01507.
 Zoph, Vasudevan, Shlens, Le: "Learning Transferable Architectures for Scalable Image Recognition", CVPR 2018,
 arXiv 1707.07012.
 Zhang et al.: "ResNeSt: Split-Attention Networks", CVPR workshops 2022, arXiv 2004.08955.
+Ma, Zhang, Zheng, Sun: "ShuffleNet V2", ECCV 2018, arXiv 1807.11164.
 Howard et al.: "Searching for MobileNetV3", ICCV 2019, arXiv 1905.02244.
 Szegedy et al.: "Rethinking the Inception Architecture", CVPR 2016, arXiv 1512.00567; "Inception-v4, Inception-ResNet",
 AAAI 2017, arXiv 1602.07261. Liu et al.: "A ConvNet for the 2020s", CVPR 2022, arXiv 2201.03545.
@@ -21,24 +22,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import densenet as torchvision_densenet
-from torchvision.models import get_model_weights, mobilenet_v3_large
+from torchvision.models import get_model, get_model_weights, mobilenet_v3_large
 from torchvision.models import squeezenet as torchvision_squeezenet
 
 from reidlib.models.layers import SE, init_weights
 
+_DENSENETS = {  # channels that each layer adds, layers of each block, channels of the stem
+    121: (32, (6, 12, 24, 16), 64),
+    161: (48, (6, 12, 36, 24), 96),
+    169: (32, (6, 12, 32, 32), 64),
+    201: (32, (6, 12, 48, 32), 64),
+}
+
 
 class DenseNet(torchvision_densenet.DenseNet):
-    """DenseNet-121: images (B, 3, H, W) to a map (B, 1024, H / 32, W / 32). `last_relu` follows the last norm.
+    """DenseNet-121, -161, -169 or -201: images (B, 3, H, W) to a map (B, channels, H / 32, W / 32), 1024 of them for
+    the first. `last_relu` follows the last norm.
 
     With `last_stride=1` the last transition does not pool, and the map has H / 16, W / 16.
     """
 
-    def __init__(self, *, last_stride: int = 2, last_relu: bool = True) -> None:
-        super().__init__(32, (6, 12, 24, 16), 64, num_classes=1)
+    def __init__(self, depth: int = 121, *, last_stride: int = 2, last_relu: bool = True) -> None:
+        super().__init__(*_DENSENETS[depth], num_classes=1)
         del self.classifier
         if last_stride == 1:
             self.features.transition3.pool = nn.Identity()
-        self.last_relu, self.imagenet = last_relu, "torchvision/densenet121"
+        self.last_relu, self.imagenet = last_relu, f"torchvision/densenet{depth}"
         self.channels = self.features.norm5.num_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,6 +123,15 @@ class MobileNetV3(nn.Sequential):
         conv = nn.Sequential(nn.Conv2d(cin, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU6())
         super().__init__(OrderedDict(features=features, conv=conv))
         self.channels, self.imagenet, self.added = channels, "torchvision/mobilenet_v3_large", r"^conv\."
+
+
+class ShuffleNetV2(nn.Sequential):
+    """torchvision's: images (B, 3, H, W) to a map (B, 1024, H / 32, W / 32), 2048 channels at a width of 2."""
+
+    def __init__(self, width: str) -> None:
+        net: Any = get_model(f"shufflenet_v2_x{width}", weights=None, num_classes=1)
+        super().__init__(OrderedDict((name, part) for name, part in net.named_children() if name != "fc"))
+        self.channels, self.imagenet = net.fc.in_features, f"torchvision/shufflenet_v2_x{width}"
 
 
 def timm_trunk(variant: str, *, min_size: int = 32, **kwargs: object) -> nn.Module:

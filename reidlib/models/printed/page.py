@@ -9,7 +9,7 @@ from reidlib.files import whole_file
 from reidlib.models import list_models
 from reidlib.models.printed.cards import same_network
 from reidlib.models.printed.costs import WHY, Figure, Measured, count, exact, figures, measured, pareto_front
-from reidlib.models.printed.published import SOURCES, Published, published, results
+from reidlib.models.printed.published import LATER, SOURCES, Published, published, results
 from reidlib.models.wirings import MGN
 from reidlib.models.zoo import MODELS, Model
 from reidlib.paths import REPOSITORY
@@ -41,8 +41,24 @@ SECTIONS: tuple[
         "torchreid",
         "The zoo of deep-person-reid in 2020, and in 2019 where that left a model out; `_dpr` are the same networks "
         "trained again by pytorch-reid-models. `hacnn` was trained from scratch. Of `osnet_ibn_x1_0` and "
-        "`osnet_ain_x1_0` results were published [across datasets](#from-one-dataset-to-another).",
+        "`osnet_ain_x1_0` results were published [across datasets](#from-one-dataset-to-another). The models without a "
+        "result complete torchreid's list; for these there are no weights but ImageNet's.",
         lambda spec: spec.family == "torchreid",
+        DATASETS,
+    ),
+    (
+        "CLIP-ReID, SOLIDER, PersonViT, PASS, TransReID-SSL",
+        "Transformers, and one ResNet, pretrained on more than ImageNet: on images with their captions (CLIP), or on "
+        "images of persons without labels (LUPerson). Those named `usl` were fine-tuned without labels, too. Of "
+        "CLIP-ReID its authors publish files without figures.",
+        lambda spec: spec.family in ("CLIP-ReID", "SOLIDER", "PersonViT", "PASS", "TransReID-SSL"),
+        DATASETS,
+    ),
+    (
+        "LightMBN",
+        "Three branches on an OSNet or a ResNet-50; features are averaged over mirror images, and each of their seven "
+        "parts is normalised.",
+        lambda spec: spec.family == "LightMBN",
         DATASETS,
     ),
     (
@@ -56,6 +72,15 @@ SECTIONS: tuple[
 CROSSINGS = (
     *(("market1501", "dukemtmcreid"), ("dukemtmcreid", "market1501")),
     *(("msmt17", "market1501"), ("msmt17", "dukemtmcreid")),
+)
+# Figures in it are of the tables and of `measured.csv`; a test compares them.
+WHICH = (
+    "**Which model should I take today?** On a laptop `osnet_x1_0`: 2.2 M parameters, 1.0 G multiply-adds, plain "
+    "downloads; or `lmbn_n`, with 91.5 mAP on Market-1501, for 2.4 G, twice where features are averaged over mirror "
+    "images. On a server `solider_swin_tiny` (91.6 mAP at 5.5 G) or `personvit_vit_small` (92.9 mAP at 2.9 G; its "
+    "repository has no licence). For a paper compare with the best that is published, `personvit_vit_base` (95.0 on "
+    "Market-1501, 80.8 on MSMT17), `solider_swin_base` (93.9 and 77.1) and `clipreid_vit_b16`, beside a baseline that "
+    "everybody has, `resnet50_bot` or `vit_base_transreid`."
 )
 NOTABLE = 0.02  # a printed figure that is off by a larger share gets a footnote
 
@@ -99,21 +124,26 @@ def introduction() -> Iterator[str]:
 
 def fronts() -> Iterator[str]:
     yield "## Which one?"
+    yield WHICH
     yield (
         "No other result beats these in both mAP and multiply-adds, from the cheapest to the best. **Rank-1** / mAP "
-        "stand where that is so, trained and tested on the same dataset, linked to the weights."
+        "stand where that is so, trained and tested on the same dataset, without re-ranking, linked to the weights. "
+        "First among all results, the front of 2026; then among the tables of torchreid and pytorch-reid-models alone, "
+        "whose networks are of 2021 and before."
     )
-    best: dict[str, dict[str, Published]] = {}
-    for name in DATASETS:
-        rows = results(name)
-        front = pareto_front([exact(row.model).macs for row in rows], [float(row.mAP) for row in rows])
-        for row in (row for row, on in zip(rows, front, strict=True) if on):
-            best.setdefault(row.model, {})[name] = row
-    cells = [
-        (f"`{model}`", *_size(model), *(_score(best[model].get(name)) for name in DATASETS))
-        for model in sorted(best, key=lambda model: exact(model).macs)
-    ]
-    yield _table(("Model", "Params", "Mult-adds", *DATASETS.values()), cells)
+    for later in (True, False):
+        best: dict[str, dict[str, Published]] = {}
+        for name in DATASETS:
+            rows = [row for row in results(name) if later or row.table not in LATER]
+            front = pareto_front([exact(row.model).macs for row in rows], [float(row.mAP) for row in rows])
+            for row in (row for row, on in zip(rows, front, strict=True) if on):
+                best.setdefault(row.model, {})[name] = row
+        cells = [
+            (f"`{model}`", *_size(model), *(_score(best[model].get(name)) for name in DATASETS))
+            for model in sorted(best, key=lambda model: exact(model).macs)
+        ]
+        yield f"### The front of {2026 if later else 2021}"
+        yield _table(("Model", "Params", "Mult-adds", *DATASETS.values()), cells)
     yield "![mAP on Market-1501 over multiply-adds and over parameters](docs/zoo.jpg)"
 
 
@@ -127,17 +157,25 @@ def families() -> Iterator[str]:
             for row in results(column):
                 if row.model in names:
                     lines.setdefault((row.model, row.loss), {})[column] = row
-        order = sorted(lines.items(), key=lambda line: -line[1]["market1501"].mAP)
+        files = {(row.model, row.trained_on): row for row in published() if row.link and row.rank1 is None}
+        order = sorted(lines.items(), key=lambda line: -getattr(line[1].get("market1501"), "mAP", 0))
         several = [model for model, _ in lines]
         cells = []
         for (model, loss), rows in order + [((name, ""), {}) for name in names if name not in several]:
             name = f"`{model}`" + f" ({loss})" * (several.count(model) > 1)
             size = "{}×{}".format(*MODELS[model].input_size)
-            scores = [_score(rows.get(column)) for column in columns]
+            scores = [_score(rows.get(column) or files.get((model, column))) for column in columns]
             cells.append((name, *_size(model, notes=True), exact(model).feature, size, *scores))
         yield f"### {title}"
         yield text
         yield _table(("Model", "Params", "Mult-adds", "Feature", "Input", *columns.values()), cells)
+    again = {name: {row.model: row for row in results(name, rerank=True)} for name in DATASETS}
+    models = dict.fromkeys(model for name in DATASETS for model in again[name])
+    cells = [(f"`{model}`", *(_score(again[name].get(model)) for name in DATASETS)) for model in models]
+    yield _folded(
+        f"With re-ranking: Rank-1 / mAP of the {len(cells)} models that they are printed for",
+        _table(("Model", *DATASETS.values()), cells),
+    )
     more = {name: {row.model: row for row in results(name) if row.mINP is not None} for name in DATASETS}
     models = sorted(more["market1501"], key=lambda model: -more["market1501"][model].mINP)
     cells = [
@@ -161,9 +199,13 @@ def crossings() -> Iterator[str]:
 
 
 def starts() -> Iterator[str]:
-    links = [_linked(f"`{row.model}`", row) for row in published() if row.trained_on == "imagenet"]
     yield "## Weights to start from"
-    yield "Trained on ImageNet, for networks that no library has: " + ", ".join(links) + "."
+    for trained_on, text in (
+        ("imagenet", "Trained on ImageNet, for networks that no library has"),
+        ("luperson", "Trunks trained on LUPerson without labels, `weights='luperson'`"),
+    ):
+        links = [_linked(f"`{row.model}`", row) for row in published() if row.trained_on == trained_on]
+        yield f"{text}: " + ", ".join(links) + "."
 
 
 def contradictions() -> Iterator[str]:
@@ -191,7 +233,7 @@ def contradictions() -> Iterator[str]:
     yield "Further:"
     notes: dict[str, dict[str, None]] = {}
     for row in published():
-        where = f" on {DATASETS[row.trained_on]}" if "its file" in row.note else ""
+        where = f" on {DATASETS[row.trained_on]}" if "its file is" in row.note else ""
         notes.setdefault(row.note, {})[f"`{row.model}`{where} ({row.table})"] = None
     lines = [f"- {', '.join(models)}: {note}." for note, models in notes.items() if note]
     alike = dict.fromkeys(tuple(sorted((name, *same_network(name)))) for name in list_models() if same_network(name))
@@ -208,11 +250,13 @@ def sources() -> Iterator[str]:
         rows = [row for row in published() if row.table == name and row.rank1 is not None]
         distances = " or ".join(dict.fromkeys(row.distance for row in rows))
         ways = f"{distances} distance, {rows[0].precision}, means over {rows[0].means_over} queries"
-        cells.append((f"[{name}]({source.url})", source.title, source.says, ways, len(rows)))
-    yield _table(("Name", "What", "Counts", "Evaluates by", "Results"), cells, left=4)
+        licence = source.licence or "not looked up"
+        cells.append((f"[{name}]({source.url})", source.title, source.says, ways, licence, len(rows)))
+    yield _table(("Name", "What", "Counts", "Evaluates by", "Licence", "Results"), cells, left=5)
     yield (
-        "The published networks and weights belong to their authors. Links to mega.nz and Google Drive require a "
-        "browser, the others are plain downloads."
+        "The published networks and weights belong to their authors. A repository without a licence grants none: ask "
+        "its authors before use. Links to mega.nz, Google Drive, OneDrive and Hugging Face require a browser (the last "
+        "two are folders of files), the others are plain downloads."
     )
 
 
@@ -252,6 +296,8 @@ def _size(model: str, *, notes: bool = False) -> tuple[str, str]:
 
 def _score(row: Published | None) -> str:
     """On one line: the spaces do not break."""
+    if row is not None and row.rank1 is None:
+        return _linked("file", row)
     return _linked(f"**{row.rank1:.1f}**\u00a0/\u00a0{row.mAP:.1f}", row) if row else "–"
 
 
