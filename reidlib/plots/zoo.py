@@ -21,6 +21,8 @@ def cost_accuracy(
     groups: Sequence[str],
     title: str = "",
     label: str = "mAP (%)",
+    earlier: Mapping[str, Any] | None = None,
+    earlier_label: str = "the front before",
 ) -> Figure:
     """Scores over costs, with the Pareto front: no other point is both better and cheaper.
 
@@ -35,6 +37,9 @@ def cost_accuracy(
         groups: N groups, which give colour and marker.
         title: above the figure.
         label: of the score axis.
+        earlier: the same labels → (N,) bool, which points were on the front before newer ones came: a dashed line,
+            whose best point is labelled, too.
+        earlier_label: what the legend calls it.
 
     Raises:
         ValueError: if lengths differ, or there is nothing to draw.
@@ -42,7 +47,8 @@ def cost_accuracy(
     scores, names, groups = array(scores, np.float64), list(names), list(groups)
     costs = {key: array(cost, np.float64) for key, cost in costs.items()}
     fronts = {key: array(fronts[key], bool) for key in costs}
-    lengths = {len(values) for values in (scores, names, groups, *costs.values(), *fronts.values())}
+    before = {key: array(earlier[key], bool) for key in costs} if earlier else {}
+    lengths = {len(values) for values in (scores, names, groups, *costs.values(), *fronts.values(), *before.values())}
     if lengths in ({0}, set()) or len(lengths) > 1 or not costs:
         raise ValueError(f"scores, names, groups, costs and fronts are of one length above 0, got {sorted(lengths)}")
     styles = label_styles(groups)
@@ -57,6 +63,9 @@ def cost_accuracy(
         on = np.flatnonzero(fronts[key])[np.lexsort((scores[fronts[key]], cost[fronts[key]]))]
         axes.step(cost[on], scores[on], where="post", color=GREY, linewidth=1, zorder=1)
         axes.plot(cost[on], scores[on], "o", color=INK, mfc="none", markersize=8.5, mew=0.9, label="on the front")
+        if before:
+            on = np.flatnonzero(before[key])[np.lexsort((scores[before[key]], cost[before[key]]))]
+            axes.step(cost[on], scores[on], "--", where="post", color=GREY, linewidth=1, zorder=1, label=earlier_label)
         axes.set_xscale("log")
         axes.set_xlim(cost.min() / 2.2, cost.max() * 2)
         axes.set_yscale("function", functions=(lambda y: -np.log(105 - np.minimum(y, 104)), lambda t: 105 - np.exp(-t)))
@@ -72,7 +81,8 @@ def cost_accuracy(
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     figure.draw_without_rendering()  # the layout must stand before labels are placed in it
     for axes, (key, cost) in zip(panels, costs.items(), strict=True):
-        _label(axes, cost, scores, {i: names[i] for i in np.flatnonzero(fronts[key]).tolist()})
+        best = [int(np.where(before[key], scores, -1).argmax())] if before and before[key].any() else []
+        _label(axes, cost, scores, {i: names[i] for i in [*np.flatnonzero(fronts[key]).tolist(), *best]})
     return figure
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from reidlib.models import create_model, list_models
 from reidlib.models.printed.cards import Card, card, sections
 from reidlib.models.printed.costs import exact, figures, pareto_front
 from reidlib.models.printed.page import CROSSINGS, DATASETS
-from reidlib.models.printed.published import SOURCES, published, results
+from reidlib.models.printed.published import LATER, SOURCES, published, results
 from reidlib.models.zoo import MODELS
 from reidlib.scores import NAMES, RETRIEVAL
 from reidlib.training.recipes import RECIPES, Recipe
@@ -175,9 +176,16 @@ def cost_figure(dataset: str, score: str = "mAP") -> Any:
         "parameters (M)": [exact(row.model).params / 1e6 for row in rows],
     }
     fronts = {key: pareto_front(cost, scores) for key, cost in costs.items()}
+    old = [row.table not in LATER for row in rows]
+    earlier = {}
+    for key, cost in costs.items():
+        front = iter(pareto_front(list(compress(cost, old)), list(compress(scores, old))))
+        earlier[key] = [known and next(front) for known in old]
     names, families = [row.model for row in rows], [MODELS[row.model].family for row in rows]
     title = f"{DATASETS[dataset]}: {score} of {len(rows)} published results over cost"
-    return cost_accuracy(costs, fronts, scores, names, families, title, f"{score} (%)")
+    return cost_accuracy(
+        costs, fronts, scores, names, families, title, f"{score} (%)", earlier, "the front of 2021 (dashed)"
+    )
 
 
 def crossing_matrix(score: str = "mAP") -> tuple[list[list[float]], list[str], list[str]]:
