@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from test_run_table import Tags, requests
 
+from reidlib.models.zoo import MODELS
+
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["-p", "dataset", "synthetic-tiny", "-p", "epochs", "1", "-p", "people", "4"]
 
 
 def shell(*command: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, env=os.environ.copy(), capture_output=True, text=True, timeout=500
+        [sys.executable, "-m", *command], cwd=cwd, env=os.environ.copy(), capture_output=True, text=True, timeout=1000
     )
 
 
@@ -114,3 +116,20 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, tmp_path: Path, wron
     assert words in sentence
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+LATER = ("CLIP-ReID", "SOLIDER", "TransReID-SSL", "PersonViT", "PASS", "LightMBN")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("model", [name for name, spec in MODELS.items() if spec.family in LATER])
+def test_the_notebooks_take_every_later_model(model: str, tiny, tmp_path: Path) -> None:
+    quick = ["-p", "dataset", "synthetic-tiny", "-p", "epochs", "1", "-p", "people", "2", "-p", "images", "2"]
+    size = ["-p", "height", "64", "-p", "width", "32", "-p", "model", model, "-p", "run", "r"]
+    done = shell("reidlib.batch", "train", "test", "ranklist", "gradcam", "tsne", *quick, *size, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "runs" / "r" / "result.json").read_text())["results"]
+    assert 0 < results["synthetic-tiny"]["mAP"] <= 1
+    figures = {path.stem.split("_")[0] for path in (tmp_path / "runs" / "r" / "figures").glob("*.png")}
+    assert {"gradcam", "ranklist", "tsne", "cmc"} <= figures

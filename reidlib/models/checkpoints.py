@@ -91,15 +91,20 @@ _ABD: Rules = (
     (r"^", "network."),
 )
 
-_TRANSREID: Rules = (
+# Vision transformers: TransReID, TransReID-SSL, PersonViT, PASS. Files of training without labels have no `base.`.
+_VIT: Rules = (
     _IMAGENET,
-    (r"^base\.patch_embed\.proj\.", "backbone.patch."),
-    (r"^base\.", "backbone."),
+    (r"^base\.", ""),
     (r"^b1\.", "last.0."),
     (r"^b2\.", "last.1."),
+    (r"^blocks\.11\.", "last.0.0."),
+    (r"^norm\.", "last.0.1."),
+    (r"^patch_embed\.proj\.", "patch."),
+    (r"^patch_embed\.conv\.", "stem."),
     (r"^(bottleneck|classifier)\.", r"heads.0.\1."),
     (r"^(bottleneck|classifier)_(\d)\.", r"heads.\2.\1."),
-    (r"\.bottleneck\.", ".neck."),
+    (r"\bbottleneck\.", "neck."),
+    (r"^(?!last\.|heads\.)", "backbone."),
     (r"^", "network."),
 )
 
@@ -117,20 +122,6 @@ _LIGHTMBN: Rules = (
     (r"^batch_drop_block\.drop_batch_bottleneck\.", "drop_block."),
     (r"\.conv2a\.", ".streams.0.0."),
     *((rf"\.conv2{letter}\.", f".streams.{number}.") for number, letter in enumerate("bcd", start=1)),
-    (r"^", "network."),
-)
-
-# TransReID-SSL, PersonViT and PASS; files of their training without labels have no `base.`, and normalised necks.
-_TOKENS: Rules = (
-    _IMAGENET,
-    (r"^base\.", ""),
-    (r"^blocks\.11\.", "last.0.0."),
-    (r"^norm\.", "last.0.1."),
-    (r"^patch_embed\.proj\.", "patch."),
-    (r"^patch_embed\.conv\.", "stem."),
-    (r"^(bottleneck|classifier)\.", r"heads.0.\1."),
-    (r"\bbottleneck\.", "neck."),
-    (r"^(?!last\.|heads\.)", "backbone."),
     (r"^", "network."),
 )
 
@@ -185,17 +176,17 @@ RENAMES: dict[str, Rules] = {
         (r"^branches\.first\.", "branches.1."),
         *_ABD,
     ),
-    "TransReID": ((r"^base\.blocks\.11\.", "last.0.0."), (r"^base\.norm\.", "last.0.1."), *_TRANSREID),
+    "TransReID": _VIT,
     "TransReID with JPM": (
         (r"^base\.(?:blocks\.11|norm)\.", Drop("upstream runs its copies b1 and b2 instead")),
-        *_TRANSREID,
+        *_VIT,
     ),
-    "TransReID-SSL": _TOKENS,
-    "PersonViT": _TOKENS,
+    "TransReID-SSL": _VIT,
+    "PersonViT": _VIT,
     "PASS": (
         (r"^bottleneck\.", "heads.0.necks.0."),
         (r"^bottleneck_(?:pt)?(\d)\.", r"heads.0.necks.\1."),
-        *_TOKENS,
+        *_VIT,
     ),
     "CLIP-ReID": (
         *_CLIP,
