@@ -189,7 +189,7 @@ def screenshots(run: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     pages = {
         "lists": (720, lists),
         "map": (800, maps.map_html(plain, maps.map_table(plain, points, keep))),
-        "zoo_table": (1640, zoo_table.show(rows, 12).data),
+        "zoo_table": (1880, zoo_table.show(rows, 12).data),
     }
     with sync_playwright() as play:
         options = {"executable_path": browser, "args": ["--no-sandbox", "--disable-gpu"]}
