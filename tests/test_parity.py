@@ -203,7 +203,7 @@ def test_every_result_says_how_it_was_counted():
         (model, data, cameras)
         for model in ("vit_transreid", "deit_transreid", "clipreid_vit_b16_sie_olp")
         for data, cameras in (("market1501", 6), ("dukemtmcreid", 8), ("msmt17", 15))
-    } | {("clipreid_vit_b16_sie_olp", "occluded-dukemtmcreid", 8)}
+    } | {("clipreid_vit_b16_sie_olp", "occluded_dukemtmc", 8)}
 
 
 def test_a_model_is_ranked_by_what_it_was_published_with():

@@ -34,8 +34,8 @@ TABLES = {
 }
 # Links to weights without a result.
 BARE = {"torchreid-2020-03": 10, "CLIP-ReID": 30, "TransReID-SSL": 3, "PASS-reID": 2, "PersonViT": 2}
-DATASETS = {"market1501", "dukemtmcreid", "msmt17", "cuhk03-detected", "cuhk03-labelled", "occluded-dukemtmcreid"}
-VEHICLES = {"veri", "vehicleid"}  # which CLIP-ReID has weights for, too
+DATASETS = {"market1501", "dukemtmcreid", "msmt17", "cuhk03-detected", "cuhk03-labelled", "occluded_dukemtmc"}
+VEHICLES = {"veri776", "vehicleid"}  # which CLIP-ReID has weights for, too
 
 
 @pytest.mark.parametrize("table", TABLES)
