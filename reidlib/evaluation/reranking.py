@@ -274,7 +274,7 @@ def _lists(
     camids: Any,
     camera: Camera,
     progress: bool,
-    near: np.ndarray | None = None,
+    near: Any = None,
 ) -> tuple[list[np.ndarray], int, np.ndarray]:
     """What `_encode` takes after `space` and `ids`: plain lists, searched unless they are given, or by camera."""
     intra, inter, intra2, inter2 = (0, 0, 0, 0) if camera is None else (k or 0 for k in camera)
@@ -354,8 +354,8 @@ def _encode(
 
     whole = space.block(0, space.rows, ids)
     row = np.repeat(np.arange(count), size)
-    places = (torch.from_numpy(x).to(space.device, torch.int64) for x in (row, column))
-    weight = np.exp(-exponent(space.exact(*places, whole).cpu().numpy(), row))
+    query, item = (torch.from_numpy(x).to(space.device, torch.int64) for x in (row, column))
+    weight = np.exp(-exponent(space.exact(query, item, whole).cpu().numpy(), row))
     weight = (weight / np.bincount(row, weight, minlength=count)[row]).astype(np.float32)
     rows = csr_array((weight, column, ptr), shape=(count, count))
     if (k2 := averaged.shape[1]) > 1:

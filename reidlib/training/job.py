@@ -265,10 +265,10 @@ class Job:
             task = pretrain if self.plan.task == PRETRAIN else fit
             history = task(model, self.data, run, self.recipe, self.setup, on_epoch=after_epoch, progress=progress)
         if rank_and_world()[0] == 0:
-            kept, first = chosen_row(history, self.score, self.recipe.keep), history[0]
+            kept, first = chosen_row(history, self.score, self.recipe.keep) or {}, history[0]
             scores, untrained, best = (
                 {name: row[name] for name in first if name in kept and name not in _NO_SCORES}
-                for row in (kept, first, best_row(history, self.score))
+                for row in (kept, first, best_row(history, self.score) or {})
             )
             others = {"untrained": untrained} | ({"best": best} if self.recipe.keep == "last" else {})
             run.add_result(self.tested_on, scores | others | self.data.stamp())

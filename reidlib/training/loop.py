@@ -392,7 +392,8 @@ class Trainer:
         if self.relabel is None:
             return {}
         found = self.relabel(self.model, epoch)
-        self.criterion.memory, self.criterion.source_rows = [self.relabel.memory], self.relabel.source_rows
+        memory = self.relabel.memory
+        self.criterion.memory, self.criterion.source_rows = [memory] if memory else [], self.relabel.source_rows
         return found
 
     def prepare(self, loaded: Batch, epoch: int, step: int) -> TrainingBatch:

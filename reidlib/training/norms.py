@@ -5,6 +5,8 @@ Groups: results of many projects depend on the number of GPUs, because each saw 
 al., "Domain-Specific Batch Normalization", CVPR 2019); the model's are the target's, which are also tested.
 """
 
+from typing import Any
+
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
@@ -45,6 +47,7 @@ def split_norms(model: nn.Module, group: int = 0, domains: bool = False) -> nn.M
         The norms of the source, to be trained; empty without `domains`.
     """
     partners = nn.ModuleList()
+    module: Any
     for module in list(model.modules()):
         if kind := _KINDS.get(type(module)):
             module.group, module.partner = group, []

@@ -79,7 +79,7 @@ class Relabel:
         world: int = 1,
     ) -> None:
         self.recipe, self.device, self.rank, self.world = recipe, device, rank, world
-        self.sampler = sampler.parts[-1] if isinstance(sampler, JoinedSampler) else sampler
+        self.sampler: Any = sampler.parts[-1] if isinstance(sampler, JoinedSampler) else sampler
         self.batches = in_order(images, workers=workers, rank=rank, world=world)
         pids = torch.tensor([s.pid for s in dataset.train])
         self.target = torch.tensor([s.pid not in dataset.labelled for s in dataset.train])  # (N,)

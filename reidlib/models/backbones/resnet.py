@@ -117,7 +117,8 @@ class Bottleneck(torchvision_resnet.Bottleneck):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.pool, self.se, self.IN = nn.Identity(), nn.Identity(), nn.Identity()
+        self.pool: nn.Module = nn.Identity()
+        self.se, self.IN = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -109,7 +109,8 @@ class _Block(nn.Module):
         count, heads = x.shape[1], self.relative_position_bias_table.shape[1]
         # Windows and heads as one axis, so that one table of biases serves all images without being copied.
         qkv = self.qkv(x).unflatten(3, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
-        x = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=self._biases(size, count).to(qkv.dtype))
+        query, key, value = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=self._biases(size, count).to(qkv.dtype))
         x = self.proj(x.unflatten(1, (count, heads)).transpose(2, 3).flatten(3))
         x = x.unflatten(2, (self.window, self.window)).unflatten(1, (size[0] // self.window, -1))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h, w, C)
