@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 import reidlib
 from reidlib.data.loaders import eval_loader
-from reidlib.evaluation.features import Features, extract_features, load_features, ranking_inputs, save_features
+from reidlib.evaluation.features import (
+    Features,
+    average_tracks,
+    extract_features,
+    load_features,
+    ranking_inputs,
+    save_features,
+)
 
 SIZE = (64, 32)
 
@@ -143,3 +151,36 @@ def test_features_come_back_only_for_what_they_were_made_from(tiny, model, tmp_p
     assert torch.equal(back["gallery"].camids, other.camids)
     assert load_features(path, {"weights": "a", "data": "c"}) is None
     assert load_features(tmp_path / "none", {}) is None
+
+
+def tracklets() -> tuple[Features, list[str]]:
+    draw = torch.Generator().manual_seed(4)
+    pids, camids = torch.tensor([1, 1, 2, 1, 2, 3, 3]), torch.tensor([1, 1, 1, 2, 1, 2, 2])
+    return Features(torch.randn(7, 5, generator=draw), pids, camids), ["t1", "t1", "t2", "t1", "t2", "", ""]
+
+
+@pytest.mark.parametrize("quality", [None, [1.0, 3.0, 0.5, 1.0, 0.0, 2.0, 1.0]])
+def test_tracks_are_averaged_as_a_naive_loop_does(quality) -> None:
+    features, tracks = tracklets()
+    averaged, track = average_tracks(features, tracks, quality=quality)
+    expected = [[0, 1], [2, 4], [3], [5], [6]]  # t1 of camera 2 is another one; "" is one image each
+    assert track.tolist() == [0, 0, 1, 2, 1, 3, 4]
+    weights = quality or [1.0] * 7
+    for row, images in enumerate(expected):
+        mean = sum(weights[i] * normalize(features.feats[i], dim=0) for i in images)
+        torch.testing.assert_close(averaged.feats[row], normalize(mean, dim=0))
+    assert averaged.pids.tolist() == [1, 2, 1, 3, 3]
+    assert averaged.camids.tolist() == [1, 1, 2, 2, 2]
+    reidlib.evaluate_ranking(*ranking_inputs(averaged, averaged), same_camera=True)
+
+
+def test_tracks_that_do_not_fit_are_said() -> None:
+    features, tracks = tracklets()
+    with pytest.raises(ValueError, match="the track 't1' of camera 1 has two people, 1 and 2"):
+        average_tracks(features, ["t1"] * 7)
+    with pytest.raises(ValueError, match="7 features, 3 tracks"):
+        average_tracks(features, tracks[:3])
+    with pytest.raises(ValueError, match="finite number of 0 or more"):
+        average_tracks(features, tracks, quality=[-1.0] * 7)
+    with pytest.raises(ValueError, match="all images of the track 't2' have the quality 0"):
+        average_tracks(features, tracks, quality=[1, 1, 0, 1, 0, 1, 1])

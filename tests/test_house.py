@@ -86,7 +86,7 @@ ALLOWED = {
     "plots": FOLDER,
     "training": FOLDER | {"data", "models", "evaluation"},
     "workbook": FOLDER | {"data", "models", "evaluation", "plots", "training"},
-    "batch": {"workbook"},  # the door of the command line
+    **{door: {"workbook"} for door in ("batch", "extract", "find")},  # the doors of the command line
     "__init__": {"lazy"},
 }
 LADDER = ["layers", "backbones", "heads", "wirings", "zoo"]  # each may import those before it

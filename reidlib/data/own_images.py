@@ -5,6 +5,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,18 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         fields = ", ".join(f"{{{name}}}" for name in FIELDS)
         raise ValueError(f"the pattern {pattern!r} must have one or more of {fields}, each once, as in {{camid}}_*.jpg")
     return re.compile("".join(parts))
+
+
+_compiled = lru_cache(compile_pattern)
+
+
+def fields_of_name(name: str, pattern: str = "") -> dict[str, str]:
+    """What one path from the folder says: by `pattern`, else by `DEFAULT_PATTERN`; the first sub-folder is the camera
+    where the name says none. Nothing of it is an error: a name that does not fit says nothing.
+    """
+    form = _compiled(pattern) if pattern else DEFAULT_PATTERN
+    match = form.fullmatch(name if "/" in pattern else name.rpartition("/")[2])
+    return {"camid": name.partition("/")[0] if "/" in name else ""} | (match.groupdict() if match else {})
 
 
 def fields_of_names(names: Sequence[str], pattern: str = "") -> tuple[list[dict[str, str]], list[str]]:

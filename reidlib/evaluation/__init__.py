@@ -6,6 +6,7 @@ from reidlib.lazy import lazy
 
 if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.evaluation.features import Features as Features
+    from reidlib.evaluation.features import average_tracks as average_tracks
     from reidlib.evaluation.features import extract_features as extract_features
     from reidlib.evaluation.features import ranking_inputs as ranking_inputs
     from reidlib.evaluation.protocols import bootstrap as bootstrap

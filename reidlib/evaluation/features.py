@@ -1,7 +1,7 @@
 """Retrieval features of many images, and the file that keeps them, so that metrics can change without the network."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,49 @@ def _pooled(query: Features, gallery: Features, how: str) -> Features:
     pooled = feats.new_zeros(len(asked), feats.shape[1])
     pooled.scatter_reduce_(0, index, feats, reductions[how], include_self=False)
     return Features(pooled, *groups[asked].unbind(1))
+
+
+def average_tracks(features: Features, tracks: Sequence[str], *, quality: Any = None) -> tuple[Features, Tensor]:
+    """One feature a tracklet: the mean of the normalised features of its images.
+
+    Args:
+        features: N images.
+        tracks: N names of tracklets, unique within a camera; "" for an image that is one by itself.
+        quality: (N,) weights of 0 or more, such as a detector's confidence; None: all images count alike.
+
+    Returns:
+        The features of T tracklets, normalised, in the order of their first images; and which of them each image is in,
+        (N,) int64.
+
+    Raises:
+        ValueError: The lengths differ, a tracklet has two pids, or its weights are negative, not finite or all 0.
+    """
+    weights = torch.ones(len(features)) if quality is None else torch.as_tensor(quality, dtype=torch.float32)
+    if len(tracks) != len(features) or weights.shape != (len(features),):
+        raise ValueError(
+            f"{len(features)} features, {len(tracks)} tracks and weights {tuple(weights.shape)} do not fit"
+        )
+    if not ((weights >= 0) & weights.isfinite()).all():
+        raise ValueError("the quality of an image is a finite number of 0 or more")
+    keys = [
+        (camid, track) if track else i
+        for i, (camid, track) in enumerate(zip(features.camids.tolist(), tracks, strict=True))
+    ]
+    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    track = torch.tensor([number[key] for key in keys], dtype=torch.int64)
+    first = torch.full((len(number),), len(keys)).scatter_reduce_(0, track, torch.arange(len(keys)), "amin")
+    if len(wrong := (features.pids != features.pids[first][track]).nonzero()):
+        at = int(wrong[0])
+        pids = int(features.pids[first][track][at]), int(features.pids[at])
+        raise ValueError(
+            f"the track {tracks[at]!r} of camera {int(features.camids[at])} has two people, {pids[0]} and {pids[1]}"
+        )
+    total = torch.zeros(len(number)).index_add_(0, track, weights)
+    if (total == 0).any():
+        raise ValueError(f"all images of the track {tracks[int(first[total == 0][0])]!r} have the quality 0")
+    feats = torch.zeros(len(number), features.feats.shape[1])
+    feats.index_add_(0, track, normalize(features.feats.float()) * weights[:, None])
+    return Features(normalize(feats), features.pids[first], features.camids[first]), track
 
 
 def save_features(path: str | Path, splits: dict[str, Features], stamp: dict[str, str]) -> None:

@@ -228,11 +228,14 @@ def rank_gallery(
     block_size: int | None = None,
     same_camera: bool = False,
     progress: bool = False,
+    gallery_squares: Tensor | None = None,
 ) -> TopK:
     """List the k nearest kept gallery items of every query, in the order of `evaluate_ranking`.
 
     Args:
         k: Length of the lists.
+        gallery_squares: (G,) float64 on the CPU, squared norms of the gallery by `kernels.squares`, where they are
+            kept: half of the time of a single query. Only of finite rows with norms within `spaces.ORDINARY`.
 
     All other arguments and the errors are those of `evaluate_ranking`.
 
@@ -242,7 +245,7 @@ def rank_gallery(
     at_least_one(k=k)
     ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
     space = Space(query_feats, metric, device, ids)
-    indices, found, _ = search(space, gallery_feats, k, ids, block_size, same_camera, progress)
+    indices, found, _ = search(space, gallery_feats, k, ids, block_size, same_camera, progress, squares=gallery_squares)
     found = found if space.cosine else scaled(kernels.root(found), space.exponent)
     matches = (ids.gallery_pids[indices] == ids.query_pids[:, None]) & (indices >= 0)
     return TopK(indices, found.float(), matches)
@@ -384,11 +387,13 @@ def search(
     same_camera: bool = False,
     progress: bool = False,
     mutual: bool = False,
+    squares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the first k kept items of every query: indices (Q, k) int64, exact distances (Q, k) float64, on the CPU.
 
     Also the lowest score of each, (Q,) float32. Distances are those of the space: squared if euclidean, of scaled rows.
-    `mutual`: queries and gallery are the same rows, and each tile's product is used twice.
+    `mutual`: queries and gallery are the same rows, and each tile's product is used twice. `squares`: see
+    `rank_gallery`.
     """
     rows, columns = tile_sizes(space, block_size)
     rows, columns = (min(rows, columns),) * 2 if mutual else (rows, columns)
@@ -396,7 +401,8 @@ def search(
     seen: list[Block] = []
     with full_precision(space.device):
         for first, part in blocks(gallery, columns, ids, progress):
-            block = space.block(first, part, ids)
+            known = None if squares is None else squares[first : first + len(part)].to(space.device)
+            block = space.block(first, part, ids, known)
             for start in range(0, min(first + len(part), space.num_query) if mutual else space.num_query, rows):
                 tile = slice(start, min(start + rows, space.num_query))
                 product = space.product(tile, block)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.plots.images import cam_sheet as cam_sheet
     from reidlib.plots.images import class_sheet as class_sheet
     from reidlib.plots.images import contact_sheet as contact_sheet
+    from reidlib.plots.images import found_images as found_images
+    from reidlib.plots.images import group_sheet as group_sheet
     from reidlib.plots.images import overlay as overlay
     from reidlib.plots.images import pair_sheet as pair_sheet
     from reidlib.plots.images import rank_list as rank_list

@@ -1,7 +1,7 @@
 """Features of any images by one model, with the model's own preprocessing: the door for images of one's own."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,6 +78,14 @@ def skipped_line(skipped: Sequence[tuple[str, str]], count: int) -> str:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return f"{len(skipped)} of {count} images skipped ({reasons}{more})"
+
+
+class _Copies(dict[str, str]):
+    """Which file was the first with these bytes."""
+
+    def __call__(self, digest: str, name: str) -> str:
+        first = self.setdefault(digest, name)
+        return "" if first == name else f"the same file as {first}"
 
 
 class Extractor:
@@ -172,10 +180,20 @@ class Extractor:
             *([x for part in parts for x in getattr(part, name)] for name in ("names", "skipped", "digests")),
         )
 
-    def stream(self, images: Images, *, progress: bool = False) -> Iterator[Extracted]:
-        """The same batch by batch, in order, at fixed memory. The next batch is decoded while the network runs."""
+    def stream(
+        self, images: Images, *, is_copy: Callable[[str, str], str] | None = None, progress: bool = False
+    ) -> Iterator[Extracted]:
+        """The same batch by batch, in order, at fixed memory. The next batch is decoded while the network runs.
+
+        Args:
+            images: As for a call.
+            is_copy: Called with the hash of each file that could be read and with its name, in order: why it is to be
+                skipped, such as "the same file as ...", or "". Default: of equal files in a folder the first counts.
+            progress: Show a bar.
+        """
         items = _items(images)
-        copies: dict[str, str] | None = {} if _is_folder(images) else None
+        if is_copy is None and _is_folder(images):
+            is_copy = _Copies()
         if progress:
             from tqdm.auto import tqdm
 
@@ -185,9 +203,9 @@ class Extractor:
             while batch := list(islice(items := iter(items), self.batch_size)):
                 waiting, ready = [(item, pool.submit(self._read, item)) for item in batch], waiting
                 if ready:
-                    yield self._features(ready, copies)
+                    yield self._features(ready, is_copy)
             if waiting:
-                yield self._features(waiting, copies)
+                yield self._features(waiting, is_copy)
 
     def crops(self, frame: ImageSource, boxes: Any) -> Tensor:
         """Features (N, D) of boxes in one image, as a detector gives them.
@@ -301,17 +319,13 @@ class Extractor:
     def _features_of(self) -> Any:
         return feature_function(self.model, self.device, **self._options)
 
-    def _features(self, batch: list[tuple[_Item, Future]], copies: dict[str, str] | None) -> Extracted:
+    def _features(self, batch: list[tuple[_Item, Future]], is_copy: Callable[[str, str], str] | None) -> Extracted:
         images, names, skipped, digests = [], [], [], []
         for item, future in batch:
             pixels, digest, reason = future.result()
-            if (
-                copies is not None
-                and pixels is not None
-                and (first := copies.setdefault(digest, item.name)) != item.name
-            ):
-                pixels, reason = None, f"the same file as {first}"
-            if pixels is None:
+            if pixels is not None and is_copy and digest:
+                reason = is_copy(digest, item.name)
+            if reason:
                 skipped.append((item.name, reason))
                 continue
             images.append(pixels)

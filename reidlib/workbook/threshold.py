@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.nn.functional import normalize
+
 from reidlib.errors import unknown_name
 from reidlib.evaluation import Features, ranking_inputs
 from reidlib.evaluation.protocols import threshold_intervals, verify
@@ -148,6 +151,32 @@ def make_card(query: Features, gallery: Features, data: "ReIDDataset", stamp: Ma
     counts = people, found.num_genuine, found.num_impostor
     about = data.name, data.version, data.fingerprint(files=False)
     return ThresholdCard(*about, stamp["weights"], stamp["input"], *counts, tuple(thresholds))
+
+
+def rates_on(card: ThresholdCard, query: Features, gallery: Features) -> list[dict[str, float]]:
+    """What the thresholds of a card do to other labelled features: does the card hold there?
+
+    Returns:
+        For each threshold: itself, the false positive rate it was made for, and the false and true positive rates here,
+        over pairs from two cameras; NaN without such pairs.
+    """
+    inputs = ranking_inputs(query, gallery)
+    q, g = (normalize(feats.double()) for feats in inputs[:2])
+    qp, gp, qc, gc = inputs[2:]
+    counts = torch.zeros(2, 1 + len(card.thresholds), dtype=torch.int64)  # of two people, of one: all, then accepted
+    for rows in torch.arange(len(q)).split(1024):
+        similarity = q[rows] @ g.T
+        kept = (qc[rows, None] != gc) & (qp[rows, None] != -1) & (gp != -1)
+        same = qp[rows, None] == gp
+        for of, pairs in enumerate((kept & ~same, kept & same)):
+            accepted = [int((similarity[pairs] >= t.threshold).sum()) for t in card.thresholds]
+            counts[of] += torch.tensor([int(pairs.sum()), *accepted])
+    (false, true), all_pairs = counts[:, 1:].double(), counts[:, 0].double()
+    return [
+        {"threshold": t.threshold, "calibrated": t.false_positive_rate, "false_positive_rate": float(f / all_pairs[0]),
+         "true_positive_rate": float(p / all_pairs[1])}
+        for t, f, p in zip(card.thresholds, false, true, strict=True)
+    ]  # fmt: skip
 
 
 def save_card(run: "Run", card: ThresholdCard) -> None:
