@@ -65,6 +65,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/own_images.py
 
 zoo: $(READY)
 	$(BIN)/python -m reidlib.models.printed.page
@@ -90,7 +91,7 @@ $(READY):
 # Renews the pins from pyproject.toml's ranges, for every Python and platform at once.
 lock:
 	$(PYTHON) -m venv --clear .lock && .lock/bin/pip install -q uv
-	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 \
+	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --extra docs --extra export --universal --python-version 3.11 \
 	  --no-header --no-annotate -q --upgrade; } > requirements.new && mv requirements.new requirements.txt
 	rm -r .lock
 

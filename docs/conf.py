@@ -32,7 +32,7 @@ toc_object_entries_show_parents = "hide"
 suppress_warnings = ["myst.header"]  # README's pictures stand before its first section
 
 CONTENTS = {
-    "Data": ["docs/data"],
+    "Data": ["docs/data", "docs/own_images"],
     "Training": [
         "docs/training",
         "docs/clusters",

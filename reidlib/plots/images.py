@@ -361,7 +361,7 @@ def found_images(
         same = threshold is not None and similarity >= threshold
         return _Cell(thumbnail(path, width), (f"{similarity:.3f}", Path(path).name), same or "unframed")
 
-    rows = []
+    rows: list[list[_Cell | None]] = []
     for query, hits in zip(queries, found, strict=True):
         rows.append([_Cell(thumbnail(query, width), ("query", Path(query).name))])
         rows[-1] += [cell(*hit) for hit in hits] + [None] * (columns - 1 - len(hits))

@@ -26,7 +26,6 @@ from reidlib.data.samples import ReIDDataset, Sample
 from reidlib.decoding import decode_image
 from reidlib.evaluation.features import extract_features, feature_function
 from reidlib.models import ReIDModel
-from reidlib.models.printed import published
 from reidlib.models.zoo import canonical_name
 from reidlib.paths import run_folder
 from reidlib.workbook import threshold as cards
@@ -136,11 +135,6 @@ class Extractor:
     def interpolation(self) -> str:
         """How images are resized: "bilinear" or "bicubic"."""
         return self.run.interpolation if self.run else self.model.interpolation
-
-    @cached_property
-    def metric(self) -> str:
-        """The distance to rank by: "cosine" or "euclidean"."""
-        return self.run.metric if self.run else published.distance(self.model.name)
 
     @cached_property
     def weights(self) -> str:

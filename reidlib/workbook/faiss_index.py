@@ -1,6 +1,6 @@
 """Approximate search of an `ImageIndex` by FAISS (faiss-cpu or faiss-gpu, not installed with this package).
 
-Worth it above some millions of images: below, the exact search takes less than a second. Only for the cosine.
+Worth it above some millions of images: below, the exact search takes less than a second.
 """
 
 import warnings
@@ -26,14 +26,11 @@ def build(index: "ImageIndex") -> Any:
 
     Raises:
         ImportError: FAISS is not installed.
-        ValueError: Images are ranked by euclidean distance.
     """
     try:
         import faiss
     except ImportError as error:
         raise ImportError("approximate search needs FAISS: pip install faiss-cpu, or search exactly") from error
-    if index.extractor.metric != "cosine":
-        raise ValueError("approximate search is for the cosine only: search exactly")
     numbers, starts, used, _ = index._layout
     count = int(starts[-1])
     mark = f"{numbers[-1] if numbers else 0}-{count}-{len(index)}"

@@ -79,7 +79,7 @@ class Update:
 
 
 class Hit(NamedTuple):
-    """An image that was found, and its similarity: the cosine, or minus the euclidean distance."""
+    """An image that was found, and its cosine similarity."""
 
     path: str
     similarity: float
@@ -253,7 +253,7 @@ class ImageIndex:
     # Search
 
     def ranked(self, feats: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
-        """The rows of the nearest images, exactly: the evaluator's search, block by block.
+        """The rows of the nearest images by the cosine, exactly: the evaluator's search, block by block.
 
         Args:
             feats: (Q, D) of the queries.
@@ -267,9 +267,8 @@ class ImageIndex:
             raise ValueError(f"the index {self.path} holds no image: call update()")
         gallery: Any = self._parts if self._feats is None else self._feats
         ids = (torch.ones(len(feats), dtype=torch.int64), used, torch.zeros(len(feats), dtype=torch.int64), used)
-        metric = self.extractor.metric
-        found = rank_gallery(feats, gallery, *ids, k=k, metric=metric, gallery_squares=norms)
-        return found.indices, 1 - found.distances if metric == "cosine" else -found.distances
+        found = rank_gallery(feats, gallery, *ids, k=k, gallery_squares=norms)
+        return found.indices, 1 - found.distances
 
     def find(self, images: Any, k: int = 10, *, approximate: bool = False) -> list[list[Hit]]:
         """The nearest images of each query, nearest first.

@@ -60,7 +60,7 @@ def _updated(extractor: "Extractor", folder: str, path: str) -> "ImageIndex":
 
     index = ImageIndex(extractor, folder, path)
     print(index.update(progress=sys.stderr.isatty()))
-    skipped = Counter()
+    skipped: Counter[str] = Counter()
     for name, reason in index.skipped():
         if sum(skipped.values()) < 10:
             print(f"  skipped {name}: {reason}")
