@@ -17,13 +17,13 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.plots.curves import score_matrix as score_matrix
     from reidlib.plots.curves import score_spread as score_spread
     from reidlib.plots.curves import training_curves as training_curves
+    from reidlib.plots.found import found_images as found_images
+    from reidlib.plots.found import group_sheet as group_sheet
     from reidlib.plots.images import batch_sheet as batch_sheet
     from reidlib.plots.images import cam_figure as cam_figure
     from reidlib.plots.images import cam_sheet as cam_sheet
     from reidlib.plots.images import class_sheet as class_sheet
     from reidlib.plots.images import contact_sheet as contact_sheet
-    from reidlib.plots.images import found_images as found_images
-    from reidlib.plots.images import group_sheet as group_sheet
     from reidlib.plots.images import overlay as overlay
     from reidlib.plots.images import pair_sheet as pair_sheet
     from reidlib.plots.images import rank_list as rank_list

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Images = ImageSource | Sample | ReIDDataset | Iterable[ImageSource | Sample]
 SMALLEST = 4  # pixels a side: less shows nobody
 _LARGEST = 2**29  # bytes of a file that is read at once
+_IN_THE_BOX = ("osnet_x0_5", "osnet_x0_25")  # models whose weights "drawn" may lie in the package
 _READERS = 4  # threads that decode, as in `ImageSet.preload`
 
 
@@ -95,7 +96,8 @@ class Extractor:
     are batches. What cannot be read is skipped, counted and named in a warning.
 
     Args:
-        run_or_model: A run (`Run`, its name or path), a model, or a model's name; empty: the newest run.
+        run_or_model: A run (`Run`, its name or path), a model, or a model's name; empty: the newest run, or the weights
+            that lie in the package where there is none.
         weights: With a model's name: which ones, as `create_model` takes them.
         device: Where to run; default: the GPU where there is one, or where the model is.
         batch_size: Images a batch.
@@ -262,8 +264,9 @@ class Extractor:
         if not hasattr(self, "_card"):
             self._card = cards.find_card(self.run, self.stamp) if self.run else None
             if self._card is None and self.run:
+                drawn = self.run.params.get("weights") == "drawn"
                 with suppress(OSError, ValueError):  # it is not known what it was tested on, or that is not here
-                    self.calibrate(self.run.tested_on)
+                    self.calibrate("synthetic_b" if drawn else self.run.tested_on)
         return self._card
 
     def calibrate(self, dataset: ReIDDataset | str, *, progress: bool = False) -> "ThresholdCard":
@@ -374,4 +377,8 @@ def _open_run(name: str, weights: str) -> Run:
         except ValueError as error:
             raise FileNotFoundError(f"there is no trained run {run_folder(name)}, and {error}") from error
         raise ValueError(f"{model} is a model: give its weights as well, such as weights='market1501', or name a run")
+    if not name and not Run.all():
+        for model in _IN_THE_BOX:
+            with suppress(OSError, ValueError):  # not in this version of the package
+                return Run.open(model=model, weights="drawn")
     return Run.open(name)
