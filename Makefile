@@ -6,6 +6,7 @@
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make docs   README, docs/ and the API as a website in site/, with all links checked (half a minute)
 # make pictures   the pictures of README and docs/ anew, from the run of make demo (which it calls if there is none)
+# make drawn-weights   the weights "drawn" in the package anew (some 3 hours on 2 cores; MODELS=osnet_x0_25: only these)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3
@@ -13,11 +14,11 @@ BIN    := .venv/bin
 # The mark of a finished installation carries the pins' checksum: other pins, another .venv.
 READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 
-.PHONY: demo test test-all fuzz gpu bench zoo docs pictures lab lint notebooks lock setup clean
+.PHONY: demo test test-all fuzz gpu bench zoo docs pictures drawn-weights lab lint notebooks lock setup clean
 
 # One thread a process: on small networks a second one gains a third on an idle machine, and on a busy one the two
 # spend their time waiting for each other. The tests use the other cores by running side by side.
-demo test test-all notebooks: export OMP_NUM_THREADS = 1
+demo test test-all notebooks drawn-weights: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
 # Those that need no run first, train before all: the others open its run, where they would train one of their own.
 FIRST  := $(patsubst %,notebooks/%.ipynb,train pretrain search your_idea zoo dataset)
@@ -73,6 +74,9 @@ zoo: $(READY)
 pictures: $(READY)
 	test -f runs/demo/result.json || $(MAKE) demo
 	$(BIN)/python docs/pictures.py
+
+drawn-weights: $(READY)
+	$(BIN)/python benchmarks/drawn_weights.py $(MODELS)
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -q -W --keep-going -d site/.trees -c docs . site

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 from reidlib.errors import unknown_name
 
@@ -96,6 +96,39 @@ def color_jitter(
             if factor != 1:
                 images[i] = change(images[i], factor)
     return images
+
+
+def random_camera(images: Tensor, generator: torch.Generator, p: float = 1.0) -> Tensor:
+    """Another camera for each image: gamma, colour cast, exposure, saturation, contrast, resolution, sharpness, noise.
+
+    Spreads such as those between the cameras of one place: colours stay what people are told apart by. Half of the
+    images lose resolution, a quarter are sharpened or blurred, and half are noisy. Domain randomisation: Tobin et al.,
+    IROS 2017, arXiv 1703.06907.
+    """
+    b, _, h, w = images.shape
+
+    def spread(deviation: float, *shape: int) -> Tensor:
+        return (deviation * torch.randn(b, *shape, generator=generator).clamp(-2.5, 2.5)).exp().view(b, -1, 1, 1)
+
+    gains = spread(0.06, 3) * spread(0.16, 1)
+    gamma, saturation, contrast = spread(0.2, 1), spread(0.25, 1), spread(0.18, 1)
+    gains, gamma, saturation, contrast = (t.to(images.device) for t in (gains, gamma, saturation, contrast))
+    x = (images.contiguous().float() / 255).clamp_(min=1e-3).pow(gamma) * gains
+    grey = x.mean(1, keepdim=True)
+    middle = grey.mean((2, 3), keepdim=True)
+    x = (grey + (x - grey) * saturation - middle) * contrast + middle
+    for chosen in torch.randperm(b, generator=generator)[: b // 2].chunk(3):  # three resolutions in a batch
+        scale = 0.3 + 0.5 * torch.rand((), generator=generator).item()
+        small = interpolate(x[chosen], [round(h * scale), round(w * scale)], mode="bilinear", antialias=True)
+        x[chosen] = interpolate(small, [h, w], mode="bilinear")
+    chosen = torch.randperm(b, generator=generator)[: b // 4]
+    blurred = avg_pool2d(x[chosen], 3, 1, 1, count_include_pad=False)
+    amount = 2.2 * torch.rand(len(chosen), 1, 1, 1, generator=generator) - 1
+    x[chosen] += amount.to(x.device) * (x[chosen] - blurred)
+    strength = 0.1 * (torch.rand(b, 1, 1, 1, generator=generator) - 0.5).clamp(min=0)
+    x += (strength * torch.randn(x.shape, generator=generator)).to(x.device)
+    changed = x.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return changed if p == 1 else _where(_drawn(images, generator, p), changed, images)
 
 
 def random_erasing(
@@ -196,6 +229,7 @@ AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "pad_crop": pad_crop,
     "random_crop": random_crop,
     "color_jitter": color_jitter,
+    "random_camera": random_camera,
     "random_erasing": random_erasing,
     "pixel_erasing": pixel_erasing,
     "auto_augment": auto_augment,

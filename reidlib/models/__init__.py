@@ -61,8 +61,9 @@ def create_model(
     Args:
         name: One of `list_models()`, an older spelling of it (`zoo.ALIASES`), or "timm/" and a name of timm's.
         weights: A dataset that some were published for ("market1501", "torchreid-2019-03:msmt17-combineall": see
-            `weights.py`), "imagenet" (torchvision's or timm's for the trunk, if no others were published), a file, or a
-            run. They are downloaded if they are not here yet; nothing is otherwise.
+            `weights.py`), "drawn" (in the package, of small OSNets), "imagenet" (torchvision's or timm's for the
+            trunk, if no others were published), a file, or a run. They are downloaded if they are not here yet; nothing
+            is otherwise.
         num_classes: Identities in training; 0 for a model that only gives features.
         num_cameras: For the models that embed the camera. Both are those of the weights for None, else none.
         input_size: (height, width) other than the published one (or the run's), 32 pixels or more each (75 for the

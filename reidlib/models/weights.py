@@ -2,7 +2,8 @@
 
 A name is a dataset ("market1501", or "imagenet" for a start before training), with "-combineall" where all of its
 images were trained on. A table in front tells several apart ("torchreid-2019-03:market1501"); without one the newest
-table with a link is meant. A file, or the folder or name of a run, may take a name's place.
+table with a link is meant. "drawn" lies in the package: trained on drawn people alone, for a start without a download
+(benchmarks/drawn_weights.md). A file, or the folder or name of a run, may take a name's place.
 
 Plain links are downloaded into torch hub's folder of checkpoints (TORCH_HOME), unless their file lies in the weights
 folder of data_paths.yaml. Links that need a browser raise an error with the link and the expected file name. A file is
@@ -33,6 +34,7 @@ from reidlib.run_folder import RunFolder
 _FOLDERS = ("1drv.ms", "huggingface.co")  # links of these hosts are to folders of files
 _NEED_A_BROWSER = ("mega.nz", "drive.google.com", *_FOLDERS)
 _SUFFIXES = (".pth", ".pth.tar", ".pt", ".safetensors", ".zip")
+DRAWN = Path(__file__).with_name("drawn")  # <model>/model.safetensors with its card, model.json
 # Folders that say nothing of an experiment: torchreid saves into <experiment>/model/model.pth.tar-60.
 _COMMON_FOLDERS = {"checkpoint", "checkpoints", "ckpt", "log", "logs", "model", "models", "output", "weights"}
 
@@ -43,7 +45,7 @@ class Weights:
 
     Attributes:
         model: The model's name.
-        name: "torchreid-2020-03:market1501", or the file or run as it was given.
+        name: "torchreid-2020-03:market1501", "drawn", or the file or run as it was given.
         row: The published result; None for files and runs.
         file: The file; None for published weights.
         run: The run folder that `file` is in; None if it is in none.
@@ -54,6 +56,11 @@ class Weights:
     row: Published | None = None
     file: Path | None = None
     run: Path | None = None
+
+    @property
+    def in_package(self) -> bool:
+        """Whether these are the weights "drawn"."""
+        return self.run == DRAWN / self.model
 
     @cached_property
     def by_hand(self) -> bool:
@@ -73,7 +80,7 @@ class Weights:
 
         Two folders up at most, none of them the home folder or above: the name is short and says nothing of a computer.
         """
-        if self.row is not None:
+        if self.row is not None or self.in_package:
             return f"{self.model}-{self.name.replace(':', '-')}"
         path, home = Path(os.path.abspath(self.file)), Path(os.path.expanduser("~"))
         folders = (folder.name for folder in takewhile(lambda folder: folder != home, path.parents[:2]))
@@ -119,11 +126,15 @@ class Weights:
         Raises:
             FileNotFoundError: The link needs a browser; says the link and the name to keep the file under.
             DownloadError: The download failed, or the file is not the one that was loaded first.
+            CheckpointError: The file in the package is not the one that its card describes.
         """
         from torch.hub import get_dir
 
         if self.row is None and self.file is not None:
-            return self.file, sha256(self.file)
+            digest = sha256(self.file)
+            if self.in_package and digest != self._about.get("sha256"):
+                raise CheckpointError(f"{self.file} is not the file of its model.json: install the package again")
+            return self.file, digest
         root = weights_root()
         stem = _stem(self.file_name)
         here = [path for path in (root / f"{stem}{suffix}" for suffix in _SUFFIXES) if path.is_file()]
@@ -184,7 +195,7 @@ def find_weights(model: str, weights: str | Path) -> Weights:
         The weights.
 
     Raises:
-        FileNotFoundError: A path at which nothing is.
+        FileNotFoundError: A path at which nothing is; "drawn" of a model that was not trained on drawn people.
         ValueError: An unknown model, or any other name; lists the names that exist, the nearest first.
     """
     model, text = canonical_name(model), str(weights)
@@ -192,6 +203,8 @@ def find_weights(model: str, weights: str | Path) -> Weights:
     plain = {name.partition(":")[2]: one for name, one in found.items()}  # the newest of each
     if one := found.get(text) or plain.get(text):
         return one
+    if text == "drawn":
+        return _drawn_weights(model)
     path = Path(text).expanduser()
     if path.is_file():
         return Weights(model, text, file=path)
@@ -200,9 +213,22 @@ def find_weights(model: str, weights: str | Path) -> Weights:
             return Weights(model, folder.name, file=folder / "model.safetensors", run=folder)
     if path.parent != Path() or path.suffix in _SUFFIXES:
         raise FileNotFoundError(f"no weights at {path}: neither a file nor the folder of a run is there")
-    names = sorted([*plain, *found], key=lambda name: -SequenceMatcher(None, text, name).ratio())
+    drawn = ["drawn"] * (DRAWN / model).is_dir()
+    names = sorted([*plain, *found, *drawn], key=lambda name: -SequenceMatcher(None, text, name).ratio())
     have = f"published are {', '.join(names)}" if names else "none are published"
     raise ValueError(f"{model} has no weights {text!r}: {have}; or name a file or a run")
+
+
+def _drawn_weights(model: str) -> Weights:
+    """The weights "drawn" of `model`, which lie in the package."""
+    folder = DRAWN / model
+    if not (folder / "model.safetensors").is_file():
+        others = ", ".join(sorted(path.parent.name for path in DRAWN.glob("*/model.json"))) or "none yet"
+        raise FileNotFoundError(
+            f"{model} has no weights 'drawn' in the package (there are: {others}): "
+            f"`make drawn-weights MODELS={model}` trains them"
+        )
+    return Weights(model, "drawn", file=folder / "model.safetensors", run=folder)
 
 
 def _stem(name: str) -> str:

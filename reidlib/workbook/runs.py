@@ -140,7 +140,7 @@ class Run(RunFolder):
         if not model:
             raise ValueError(f"`weights` {weights!r} need a `model` to go into: name it")
         found = find_weights(model, weights)
-        if found.run:
+        if found.run and not found.in_package:
             return cls.open(str(found.run), model=model)
         ending = (f"-{size[0]}x{size[1]}" if size else "") + (f"-{interpolation}" if interpolation else "")
         interpolation = interpolation or declaration(found.model).interpolation

@@ -18,6 +18,7 @@ from PIL import Image, ImageFilter
 
 from reidlib.data.drawn.people import CANVAS, Dice, Person, Pose, Sprite, draw_person, random_person
 from reidlib.data.drawn.scenes import SCENE, draw_obstacle, draw_scene
+from reidlib.data.drawn.wild import WARDROBE, draw_wild, wild_person
 from reidlib.errors import unknown_name
 from reidlib.files import whole_folder
 
@@ -50,6 +51,7 @@ class Setting(NamedTuple):
 
     wardrobe: dict[str, str]
     cameras: tuple[Camera, ...]
+    wild: bool = False  # drawn by `wild`, to which a camera is a number
 
 
 class Size(NamedTuple):
@@ -104,6 +106,7 @@ SETTINGS = {
             Camera("station*2 market garage", 6, -16, 108, 114, 100, 30, 10, 70, 150, 24),
         ),
     ),
+    "synthetic_wild": Setting(WARDROBE, (Camera("", 0, 0, 100, 100, 100, 0, 0, 0, 0, 0),) * 6, wild=True),
 }
 
 SIZES = {
@@ -111,6 +114,7 @@ SIZES = {
     "small": Size(train=192, test=50, cameras=4, shots=5, distractors=200, junk=60),
     "medium": Size(train=300, test=200, cameras=6, shots=5, distractors=800, junk=250),
     "large": Size(train=750, test=750, cameras=6, shots=6, distractors=2800, junk=1000),
+    "huge": Size(train=1200, test=50, cameras=6, shots=4, distractors=200, junk=0),
 }
 
 
@@ -139,7 +143,14 @@ class Studio:
         return Dice(*self.key, *key)
 
     def person(self, pid: int) -> Person:
-        return random_person(self.dice(_PERSON, pid), self.setting.wardrobe)
+        dice = self.dice(_PERSON, pid)
+        return wild_person(dice) if self.setting.wild else random_person(dice, self.setting.wardrobe)
+
+    def quality(self, shot: Shot) -> int:
+        """The quality of the JPEG that the image of a shot is written as."""
+        if self.setting.wild:
+            return self.dice(_CAMERA, shot.pid + 1, shot.camid, shot.number).between(35, 95)
+        return self.setting.cameras[shot.camid].quality
 
     def shots(self, size: Size) -> Iterator[Shot]:
         """Every image of a dataset of that size, in a fixed order. Train pids are even, test pids odd."""
@@ -158,6 +169,9 @@ class Studio:
 
     def draw(self, shot: Shot, size: tuple[int, int] = NATIVE) -> Image.Image:
         """The image, RGB, `size` (height, width), up to (256, 128): the same content at any size."""
+        if self.setting.wild:
+            someone = self.person(shot.pid) if shot.pid > 0 else wild_person(self.dice(_DISTRACTOR, shot.number, 2))
+            return draw_wild(someone, self.dice(_SHOT, shot.pid + 1, shot.camid, shot.number), size)
         camera, noise = self.setting.cameras[shot.camid], self._noise(shot.camid)
         sprite = Sprite()
         if shot.pid > 0:
@@ -279,7 +293,7 @@ def write_synthetic(root: str | Path, name: str = "synthetic", size: str = "smal
             (part / split).mkdir()
         for shot in shots:
             path = part / MARKET[shot.split] / market_name(shot)
-            studio.draw(shot).save(path, quality=studio.setting.cameras[shot.camid].quality)
+            studio.draw(shot).save(path, quality=studio.quality(shot))
         (part / "synthetic.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return folder
 
