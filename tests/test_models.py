@@ -199,7 +199,7 @@ def test_all_models_are_built_in_one_process(capsys):
 # Layouts
 
 
-@pytest.mark.parametrize("dataset", SIZES)
+@pytest.mark.parametrize("dataset", ["market1501", pytest.param("dukemtmcreid", marks=pytest.mark.slow), "msmt17"])
 def test_the_published_layout_loads_strictly(name, dataset):
     fixture = FIXTURES[name]
     state = empty_state(fixture, dataset)
