@@ -320,7 +320,7 @@ class Extractor:
         images, names, skipped, digests = [], [], [], []
         for item, future in batch:
             pixels, digest, reason = future.result()
-            if pixels is not None and is_copy and digest:
+            if pixels is not None and is_copy is not None and digest:
                 reason = is_copy(digest, item.name)
             if reason:
                 skipped.append((item.name, reason))
