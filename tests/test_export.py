@@ -44,6 +44,7 @@ def test_onnx_gives_the_features_of_pytorch_at_any_batch_size(model, onnx_file: 
     assert model.training is False
 
 
+@pytest.mark.slow
 def test_a_smaller_precision_is_smaller_and_close(model, onnx_file: Path, tmp_path: Path) -> None:
     half = export.export_model(model, tmp_path / "half.onnx", precision="float16")
     assert export.largest_difference(model, half, images(4)) < 0.01
@@ -70,8 +71,8 @@ def test_int8_loses_little_map_on_the_drawn_people(tiny, tmp_path: Path) -> None
 def test_what_does_not_go_together_is_said(model, tmp_path: Path) -> None:
     for options, words in (
         ({"format": "onx"}, "unknown format of an exported model 'onx': did you mean 'onnx'"),
-        ({"precision": "int4"}, "unknown precision"),
-        ({"precision": "int8"}, "int8 needs `calibration`"),
+        ({"format": "onnx", "precision": "int4"}, "unknown precision"),
+        ({"format": "onnx", "precision": "int8"}, "int8 needs `calibration`"),
         ({"format": "torch", "precision": "float16"}, "not for torch.export"),
         ({}, "unknown format of an exported model ''"),
     ):
