@@ -2,7 +2,7 @@
 
     python benchmarks/clustering.py [--counts 12936 32621] [--dim 2048]
 
-Each case in a process of its own; seconds are those of the processor, memory is the process's peak. Writes clustering.md.
+Each case in a process of its own; seconds are the processor's, memory is the process's peak. Writes clustering.md.
 """
 
 import argparse
@@ -81,8 +81,8 @@ def main() -> None:
         "# Clustering without a matrix of all pairs",
         "",
         f"{args.dim} numbers a feature, clusters of some 17 images, k1 30, k2 6, eps 0.6, one thread of a CPU,",
-        f'{time.strftime("%F")}; by `python benchmarks/clustering.py`. Seconds are the processor\'s. Of the memory, "before"',
-        "is what the libraries and the features take.",
+        f"{time.strftime('%F')}; by `python benchmarks/clustering.py`. Seconds are the processor's. Of the memory,",
+        '"before" is what the libraries and the features take.',
         "",
         "| images | clusters | search, s | graph, s | DBSCAN and table, s | before, MiB | peak, MiB | outliers | ARI |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.plots.images import pair_sheet as pair_sheet
     from reidlib.plots.images import rank_list as rank_list
     from reidlib.plots.images import rank_list_rows as rank_list_rows
+    from reidlib.plots.images import row_sheet as row_sheet
     from reidlib.plots.names import camera_name as camera_name
     from reidlib.plots.names import person_name as person_name
     from reidlib.plots.passport import image_counts as image_counts

@@ -213,6 +213,18 @@ def batch_sheet(images: Any, captions: Sequence[str], columns: int = 8, title: s
 
 
 @styled
+def row_sheet(
+    rows: Sequence[Sequence[Any]], labels: Sequence[str], captions: Sequence[Sequence[str]], title: str = ""
+) -> Figure:
+    """Rows of samples, each with a label beside it, and a caption below each image."""
+    cells = [
+        [_Cell(thumbnail(sample.path), (text,)) for sample, text in zip(row, texts, strict=True)]
+        for row, texts in zip(rows, captions, strict=True)
+    ]
+    return _grid(cells, title=title, headers=[""] * max(map(len, cells), default=1), labels=labels, lines=1)
+
+
+@styled
 def pair_sheet(
     pairs: Sequence[tuple[Any, Any, str]], title: str = "", columns: int = 4, dataset: Named | None = None
 ) -> Figure:

@@ -499,10 +499,25 @@ RECIPES["cluster_contrast"] = Recipe(
 RECIPES["cluster_contrast_hard"] = replace(RECIPES["cluster_contrast"], memory_update="hard", eps=0.4, steps=400)
 
 # CA-Jaccard: Chen et al., CVPR 2024. chenyiyuu/CA-Jaccard, its README: 2 and 4 images are averaged (its first epoch has
-# 3 and 3, which is not done here), eps 0.4 on Market-1501 and 0.6 on MSMT17, where its mAP is 42.8. Ranks are not given.
+# 3 and 3, which is not done here), eps 0.4 on Market-1501 and 0.6 on MSMT17, of mAP 42.8. Ranks are not given.
 # resnet50_bot: – / 84.8.
 #     -p recipe ca_jaccard -p model resnet50_bot
 RECIPES["ca_jaccard"] = replace(RECIPES["cluster_contrast"], camera=(5, 20, 2, 4), eps=0.4)
+
+# TransReID-SSL: Luo et al., arXiv 2111.12084. damo-cv/TransReID-SSL, cluster-contrast-reid, the defaults of
+# examples/cluster_contrast_train_usl: Cluster-Contrast by SGD, on a transformer that was pretrained on people without
+# labels (its weights are not here). Its scores are not among the published tables of this workbook.
+# vit_base_transreid: – / –.
+#     -p recipe transreid_ssl_usl -p model vit_base_transreid
+RECIPES["transreid_ssl_usl"] = replace(
+    RECIPES["cluster_contrast"],
+    people=64,
+    images=4,
+    steps=400,
+    optimizer="sgd",
+    memory_momentum=0.2,
+    bn_group=0,
+)
 
 # SpCL: Ge et al., NeurIPS 2020, arXiv 2006.02713. yxgeee/SpCL, examples/spcl_train_usl and _uda and its README.
 # MSMT17 42.3 / 19.1, with -p steps 800.
