@@ -67,6 +67,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/own_images.py
+	$(BIN)/python benchmarks/clustering.py
 
 zoo: $(READY)
 	$(BIN)/python -m reidlib.models.printed.page

@@ -17,6 +17,9 @@ NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "accuracy": "accuracy",
+    "largest": "in the largest cluster",
+    "agreement": "agreement with the epoch before",
+    "ari": "ARI with true people",
 }
 
 

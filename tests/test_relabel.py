@@ -169,6 +169,17 @@ def test_a_resumed_run_finds_the_same_clusters(tiny, monkeypatch: pytest.MonkeyP
     assert all(row["clusters"] > 1 and "ari" in row and "agreement" in row for row in history[2:])
 
 
+def test_an_epoch_is_one_line_and_a_figure() -> None:
+    from reidlib import plots
+    from reidlib.workbook.views import epoch_line
+
+    row = {"clusters": 13, "outliers": 0.2, "largest": 0.1, "agreement": 0.75}
+    history = [{"epoch": 0}, {"epoch": 1, "loss": 4.2, "seconds": 3.0, **row}]
+    line = epoch_line(history, CLUSTERS)
+    assert "loss 4.20  13 clusters, 20% outliers, 10% in the largest, agreement 0.75" in line
+    assert [axes.get_title() for axes in plots.training_curves(history).axes] == ["loss", "clusters", "images (%)"]
+
+
 def test_the_last_epoch_is_kept_and_the_best_is_called_so(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.1, 0.5, 0.4, 0.3])
     monkeypatch.setattr(loop, "_timed", lambda evaluate, model: {"mAP": next(scores)})

@@ -31,6 +31,8 @@ from reidlib.scores import CLASSIFICATION, NAMES
 _PANELS = (
     ("loss", ("loss", "cross_entropy", "triplet", "circle", "center"), 1),
     ("training accuracy (%)", ("accuracy",), 100),
+    ("clusters", ("clusters",), 1),
+    ("images (%)", ("outliers", "largest", "agreement", "ari"), 100),
     ("retrieval (%)", ("mAP", "rank1"), 100),
     ("validation (%)", CLASSIFICATION, 100),
     ("learning rate (10⁻⁴)", ("lr",), 1e4),

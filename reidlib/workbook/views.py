@@ -66,9 +66,10 @@ class LiveFigure:
 def model_line(model: ReIDModel, classes: str = "people") -> str:
     """What a model costs at test time, what it sees and what it gives; `classes` says what it tells apart."""
     cost, (height, width) = complexity(model), model.input_size
+    task = f"{model.num_classes} {classes} to tell apart" if model.num_classes else "no classifier"
     return (
         f"{model.name}: {cost.params / 1e6:.2f} M parameters, {cost.macs / 1e9:.3f} G multiply-adds, "
-        f"{model.feature_dim} features from {height} × {width} pixels, {model.num_classes} {classes} to tell apart"
+        f"{model.feature_dim} features from {height} × {width} pixels, {task}"
     )
 
 
@@ -133,6 +134,10 @@ def epoch_line(history: History, recipe: Recipe) -> str:
     row = history[-1]
     parts = [f"epoch {row['epoch']:{len(str(recipe.epochs))}}/{recipe.epochs}"]
     parts += [f"loss {row['loss']:.2f}"] if "loss" in row else []
+    if "clusters" in row:
+        agreement = f", agreement {row['agreement']:.2f}" if "agreement" in row else ""
+        shares = f"{row['outliers']:.0%} outliers, {row['largest']:.0%} in the largest"
+        parts += [f"{row['clusters']} clusters, {shares}{agreement}"]
     parts += [f"{NAMES[score]} {100 * row[score]:.1f}" for score in HEADLINE if score in row]
     left = seconds_left(history, recipe.epochs, recipe.eval_every)
     if "stopped" in row:
