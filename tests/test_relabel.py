@@ -177,7 +177,11 @@ def test_an_epoch_is_one_line_and_a_figure() -> None:
     history = [{"epoch": 0}, {"epoch": 1, "loss": 4.2, "seconds": 3.0, **row}]
     line = epoch_line(history, CLUSTERS)
     assert "loss 4.20  13 clusters, 20% outliers, 10% in the largest, agreement 0.75" in line
-    assert [axes.get_title() for axes in plots.training_curves(history).axes] == ["loss", "clusters", "images (%)"]
+    assert [axes.get_title(loc="left") for axes in plots.training_curves(history).axes] == [
+        "loss",
+        "clusters",
+        "images (%)",
+    ]
 
 
 def test_the_last_epoch_is_kept_and_the_best_is_called_so(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
