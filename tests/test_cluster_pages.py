@@ -28,14 +28,14 @@ def test_answers_join_and_part_clusters_again_after_each_clustering() -> None:
     assert found[8] != found[11]
     assert (found[8:12] > 0).all()
     assert found[12:].tolist() == [-1, -1]
-    assert clusters.with_links(labels, [*links, Link("12.jpg", "13.jpg", "same")], names, feats)[12:].tolist() == [3, 3]
+    assert clusters.with_links(labels, [*links, Link("12.jpg", "13.jpg", "same")], names, feats)[12:].tolist() == [4, 4]
     other = torch.tensor([5] * 8 + [-1] * 6)  # another clustering: the same answers hold
     again = clusters.with_links(
         other, [Link("0.jpg", "5.jpg", "different"), Link("1.jpg", "8.jpg", "same")], names, feats
     )
-    assert again[:4].tolist() == [0] * 4
-    assert again[4:8].tolist() == [1] * 4
-    assert again[8] == 0
+    assert again[:4].tolist() == [5] * 4
+    assert again[4:8].tolist() == [6] * 4
+    assert again[8] == 5
     tied = [Link("0.jpg", "1.jpg", "same"), Link("0.jpg", "1.jpg", "different")]
     assert clusters.with_links(labels, tied, names, feats).tolist() == labels.tolist()
 

@@ -6,6 +6,7 @@ from reidlib.lazy import lazy
 
 if TYPE_CHECKING:  # the public names, each imported on first use
     from reidlib.training.clusters import cluster_quality as cluster_quality
+    from reidlib.training.clusters import cluster_table as cluster_table
     from reidlib.training.clusters import pseudo_labels as pseudo_labels
     from reidlib.training.job import Job as Job
     from reidlib.training.loop import Setup as Setup

@@ -75,7 +75,7 @@ def pseudo_labels(
             labels[~stays] = -1
             labels[np.bincount(labels + 1)[labels + 1] < 2] = -1  # what is left of a cluster
             labels = np.unique(np.append(-1, labels), return_inverse=True)[1][1:] - 1  # without gaps
-    table = _table(graph, labels, camids)
+    table = cluster_table(graph, labels, camids)
     table.attrs["threshold"] = threshold
     return torch.from_numpy(labels.astype(np.int64)), table
 
@@ -208,9 +208,11 @@ def _reliable(
     return (independent[labels] <= threshold + slack) & (scores[0] <= compact[labels] + slack), threshold
 
 
-def _table(graph: csr_array, labels: np.ndarray, camids: Any) -> "pd.DataFrame":
+def cluster_table(graph: csr_array, labels: Any, camids: Any = None) -> "pd.DataFrame":
+    """The table that `pseudo_labels` returns, of any labels (N,) for the images of `graph`, -1 for outliers."""
     import pandas as pd
 
+    labels = np.asarray(labels)
     inside = np.flatnonzero(labels >= 0)
     present, compact = np.unique(labels[inside], return_inverse=True)
     size = np.bincount(compact, minlength=len(present))

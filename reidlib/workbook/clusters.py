@@ -73,7 +73,8 @@ def with_links(labels: Tensor, links: Iterable[Link], names: Sequence[str], feat
         feats: (N, D): images of a parted cluster go with the nearer of the two.
 
     Returns:
-        (N,) int64: clusters numbered by their first image, -1 for outliers that nobody linked.
+        (N,) int64: joined clusters have the lowest of their numbers, new ones the next; -1 for outliers that nobody
+        linked.
     """
     place = {name: n for n, name in enumerate(names)}
     known = [(place[x.path], place[x.other], x.verdict) for x in links if x.path in place and x.other in place]
@@ -91,12 +92,12 @@ def with_links(labels: Tensor, links: Iterable[Link], names: Sequence[str], feat
     first: dict[int, int] = {}
     pairs = same + [(first.setdefault(label, n), n) for n, label in enumerate(found.tolist()) if label >= 0]
     parts = _components(len(found), pairs)
-    inside = np.array([label >= 0 or n in linked for n, label in enumerate(found)], dtype=bool)
-    result = labels.clone().fill_(-1)
-    numbers: dict[int, int] = {}
-    for n in np.flatnonzero(inside).tolist():
-        result[n] = numbers.setdefault(int(parts[n]), len(numbers))
-    return result
+    for n in sorted(linked):  # outliers that were linked
+        if found[n] < 0:
+            found[n] = found.max() + 1
+    lowest = np.full(len(found), len(found) * 3)
+    np.minimum.at(lowest, parts[found >= 0], found[found >= 0])
+    return labels.new_tensor(np.where(found >= 0, lowest[parts], -1))
 
 
 def _components(count: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
