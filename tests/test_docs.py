@@ -176,6 +176,8 @@ def check_batch(words: list[str], line: str) -> None:
         batch.check_job(name, values[name])
     known = {*reidlib.list_datasets(), *data_names(), "synthetic", "synthetic_b"}
     for name in [given.get("dataset", "synthetic"), *given.get("datasets", "synthetic").split(",")]:
+        if name.startswith(("~", "/")):  # a folder of the reader's
+            continue
         assert set(name.removesuffix("-combineall").split("+")) <= known, f"{line}: {name}"
     if "weights" in given and not re.search(r"[/.]", given["weights"]):
         find_weights(given["model"], given["weights"])
@@ -250,7 +252,7 @@ def test_the_table_of_the_data_page_is_read_as_it_says(tmp_path: Path, monkeypat
 
 
 def test_readme_is_short_and_counts_models_and_notebooks() -> None:
-    assert len(README.splitlines()) <= 135
+    assert len(README.splitlines()) <= 140
     models, notebooks = re.search(
         r"(\d+) published person re-identification models.*?in (\d+) notebooks", README, re.S
     ).groups()
