@@ -6,7 +6,7 @@
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make docs   README, docs/ and the API as a website in site/, with all links checked (half a minute)
 # make pictures   the pictures of README and docs/ anew, from the run of make demo (which it calls if there is none)
-# make drawn-weights   the weights "drawn" in the package anew (some 3 hours on 2 cores; MODELS=osnet_x0_25: only these)
+# make drawn-weights   the weights "drawn" in the package anew (hours: see benchmarks/drawn_weights.md; MODELS=osnet_x0_25)
 # make lab    JupyterLab on the notebooks;  make notebooks  their outputs anew
 
 PYTHON ?= python3

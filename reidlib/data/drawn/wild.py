@@ -76,17 +76,17 @@ def draw_wild(person: Person, dice: Dice, size: tuple[int, int]) -> Image.Image:
     fields = _fields()
     if dice.chance(60):  # a shadow on the ground
         shade = Sprite()
-        shade.hull([(own.x - dice.between(-20, 70), own.ground - 8, 10), (own.x + dice.between(-20, 110),
-                    own.ground - dice.between(4, 60), dice.between(6, 16))], 0 + shade.material((0, 0, 0)))  # fmt: skip
+        foot = (own.x - dice.between(-20, 70), own.ground - 8, 10)
+        head = (own.x + dice.between(-20, 110), own.ground - dice.between(4, 60), dice.between(6, 16))
+        shade.hull([foot, head], shade.material((0, 0, 0)))
         pixels *= 1 - _rgba(shade)[..., 3:] * dice.between(15, 55) / 100
     light = _light(dice)
     for layer in (behind, sprite, front):
         if not layer.index.any():
             continue
         rgba = _rgba(layer)
-        folds = _crop(
-            fields[1 + dice.roll(2) if dice.chance(25) else 4 + dice.roll(4)], dice, stretch=dice.between(0, 1)
-        )
+        rough = fields[1 + dice.roll(2) if dice.chance(25) else 4 + dice.roll(4)]
+        folds = _crop(rough, dice, stretch=dice.between(0, 1))
         weave = _crop(fields[0], dice)
         shaded = rgba[..., :3] * (light + folds * dice.between(4, 20) / 100 + weave * dice.roll(6) / 100)[..., None]
         shaded += dice.roll(14) / 255 * (1 + folds[..., None])  # what dark cloth reflects
@@ -210,7 +210,7 @@ def _photograph(pixels: np.ndarray, dice: Dice, size: tuple[int, int]) -> Image.
     image = image.resize(
         size[::-1], Image.Resampling.BOX, (max(left, 0), max(top, 0), min(right, 128), min(bottom, 256))
     )
-    grain = np.asarray(_noise(dice, size))
+    grain = _noise(dice, size)
     return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
 
 
