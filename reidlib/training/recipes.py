@@ -230,9 +230,9 @@ RECIPES: dict[str, Recipe] = {
 # 16 × 2 images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already.
 RECIPES["demo"] = replace(RECIPES["toy"], epochs=11, people=16)
 
-# Ours, for the weights "drawn" in the package (`make drawn-weights`): goes on from the demo's network, since cross entropy
-# over so many people, in images so hard, stalls from random weights. The file in the package is of an early epoch, as
-# its card says. What was tried is in benchmarks/drawn_weights.md.
+# Ours, for the weights "drawn" in the package (`make drawn-weights`): goes on from the demo's network, since cross
+# entropy over so many people, in images so hard, stalls from random weights. The file in the package is of an early
+# epoch, as its card says. What was tried is in benchmarks/drawn_weights.md.
 RECIPES["drawn"] = replace(
     RECIPES["toy"],
     epochs=40,
