@@ -809,6 +809,10 @@ FIGURES = {
     "cmc_curves": lambda samples: plots.cmc_curves({"a": [0.5, 1], "b": [0.1, 0.2]}, title="t"),
     "contact_sheet": lambda samples: plots.contact_sheet(samples),
     "cost_accuracy": lambda samples: plots.cost_accuracy({"G": [1.0]}, {"G": [True]}, [50.0], ["a"], ["x"]),
+    "found_images": lambda samples: plots.found_images(
+        [samples[0].path], [[(samples[1].path, 0.9), (samples[2].path, 0.1)]], title="t", threshold=0.5
+    ),
+    "group_sheet": lambda samples: plots.group_sheet([[s.path for s in samples[:3]], [samples[3].path]], title="t"),
     "image_counts": lambda samples: plots.image_counts(
         {"a": ([[1, 0], [1, 1]], [3, 4], [1, 2]), "b": ([[1]], [3], [2])}
     ),
@@ -816,6 +820,7 @@ FIGURES = {
     "learning_curves": lambda samples: plots.learning_curves({"a": [{"epoch": 1, "mAP": 0.5}], "b": []}, title="t"),
     "pair_sheet": lambda samples: plots.pair_sheet([(samples[0], samples[1], "0.9")]),
     "rank_list": lambda samples: plots.rank_list(samples[:2], samples, RANKED, RANKED / 20, title="long " * 40),
+    "row_sheet": lambda samples: plots.row_sheet([samples[:2], samples[2:3]], ["a", "b"], [["x", "y"], ["z"]], "t"),
     "score_matrix": lambda samples: plots.score_matrix([[0.5, np.nan]], ["a"], ["c", "d"], "t", ("x", "y")),
     "score_spread": lambda samples: plots.score_spread({"mAP": {"lr 1": [0.1, 0.2], "lr 2": [0.3]}}, title="t"),
     "training_curves": lambda samples: plots.training_curves([{"loss": 1.0, "mAP": 0.5}], title="long " * 60),
