@@ -20,6 +20,8 @@ READY  := .venv/.ready-$(shell cksum < requirements.txt | tr -c '0-9\n' '-')
 # spend their time waiting for each other. The tests use the other cores by running side by side.
 demo test test-all notebooks drawn-weights: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
+# One process more than there are cores, as tests wait for children; a process takes up to 2.5 GB.
+SIDES  := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
 # Those that need no run first, train before all: the others open its run, where they would train one of their own.
 FIRST  := $(patsubst %,notebooks/%.ipynb,train pretrain search your_idea zoo dataset)
 BOOKS  := $(FIRST) $(filter-out $(FIRST),$(wildcard notebooks/*.ipynb))
@@ -32,11 +34,11 @@ demo: $(READY)
 	  -p datasets synthetic-small,synthetic_b-small -p flip true
 
 test: $(READY) lint
-	$(PYTEST) -m "not slow" -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(PYTEST) -m "not slow" -n $(SIDES) --dist loadscope --no-loadscope-reorder
 	$(NBVAL)
 
 test-all: $(READY) lint
-	$(PYTEST) -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(PYTEST) -n $(SIDES) --dist loadscope --no-loadscope-reorder
 	$(NBVAL)
 
 SECONDS ?= 3600

@@ -68,9 +68,10 @@ beginning = until_it_writes("whole")
 assert os.waitpid(child, 0)[1] == 0
 epoch = (time.monotonic() - start - beginning) / LONG.epochs
 draw = random.Random()
+waits = draw.sample(range(5), 5)  # epochs written before the kill; 0: perhaps before it has read its checkpoint
 for kill in range({kills}):
     child = begin("killed")
-    lines = draw.randrange(5)  # 0: perhaps before it has read its checkpoint
+    lines = waits[kill % 5]
     for _ in range(lines):
         until_it_writes("killed")
     time.sleep(draw.uniform(0, epoch if lines else beginning))
