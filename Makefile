@@ -25,7 +25,7 @@ SIDES  := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? core
 # Those that need no run first, train before all: the others open its run, where they would train one of their own.
 FIRST  := $(patsubst %,notebooks/%.ipynb,train pretrain search your_idea zoo dataset)
 BOOKS  := $(FIRST) $(filter-out $(FIRST),$(wildcard notebooks/*.ipynb))
-BOTH    = $(PYTEST) --nbval-lax -n 2 --dist loadscope --no-loadscope-reorder
+BOTH    = $(PYTEST) --nbval-lax -n $(SIDES) --dist loadscope --no-loadscope-reorder
 NBVAL   = export REID_RUNS=$$(mktemp -d) && $(BOTH) $(FIRST) && $(BOTH) $(filter-out $(FIRST),$(BOOKS))
 
 demo: $(READY)

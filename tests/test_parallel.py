@@ -188,6 +188,7 @@ fit(model, reidlib.load_dataset("synthetic-tiny"), run, recipe, setup, on_epoch=
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_notebook_that_started_them(tiny) -> None:
     code = NOTEBOOK.format(tests=str(Path(__file__).parent))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as notebook:
