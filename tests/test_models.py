@@ -324,7 +324,7 @@ def test_normalisation_is_inside(loaded, images):
         torch.testing.assert_close(model(images[:1]), feats[:1], rtol=1e-4, atol=1e-4)
 
 
-@slow_but(REPRESENTATIVES)
+@slow_but(FEW)
 def test_folded_norms_leave_the_feature_as_it_is(loaded, images):
     model, fixture = loaded
     fused, camids = model.fuse(), camids_of(fixture)
@@ -391,7 +391,7 @@ def test_it_compiles_to_machine_code():
 # Training
 
 
-@slow_but(REPRESENTATIVES)
+@slow_but(FEW)
 def test_features_and_outputs_are_had_in_either_mode(loaded, images):
     model, fixture = loaded
     network, camids = model.network, camids_of(fixture)
@@ -413,7 +413,7 @@ def test_features_and_outputs_are_had_in_either_mode(loaded, images):
     assert model.feature_dim == feats.shape[1]
 
 
-@slow_but(REPRESENTATIVES)
+@slow_but(FEW)
 def test_the_shapes_of_training_are_told_without_computing(loaded):
     model, fixture = loaded
     before = [module.training for module in model.modules()]
@@ -426,7 +426,7 @@ def test_the_shapes_of_training_are_told_without_computing(loaded):
     assert [[y.shape for y in ys] for ys in shapes] == [[y.shape for y in ys] for ys in outputs]
 
 
-@slow_but(REPRESENTATIVES, "name")
+@slow_but(FEW, "name")
 def test_training_lowers_the_loss_and_reaches_what_the_feature_reaches(name):
     torch.manual_seed(0)
     model = create_model(name, num_classes=4, num_cameras=2).train()

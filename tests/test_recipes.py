@@ -164,8 +164,9 @@ MODEL_OF = {spec.recipe: name for name, spec in reversed(MODELS.items())} | {
 RATES = {"clipreid_baseline": 3.5e-4}  # of the ResNet; the recipe's own is the transformer's, too low to see in 5 steps
 
 
-# The others have the same losses on a trunk as large.
+# Recipes with losses that another has on a trunk as large, and the two whose networks take longest.
 SLOW = {"pass", "clipreid_baseline", "xent_htri", "agw", "apnet", "fastreid_agw", "sbs", "mgn_agw", "mgn_sbs"}
+SLOW |= {"mgn", "abd"}
 
 
 @pytest.mark.parametrize(
