@@ -68,6 +68,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/looking.py
 	$(BIN)/python benchmarks/own_images.py
 	$(BIN)/python benchmarks/clustering.py
 

@@ -133,7 +133,7 @@ def main() -> None:
     lines = [
         "# How long looking takes",
         "",
-        f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} thread, {time.strftime('%Y-%m-%d')}; by",
+        f"{processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}; by",
         f"`python benchmarks/looking.py`. {data.name}: {len(data.query):,} queries and {len(data.gallery):,} gallery",
         "images (Market-1501 has 3,368 and 19,732). Features are cached, lists have 10 images; median (largest).",
         "",
