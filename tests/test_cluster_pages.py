@@ -48,7 +48,7 @@ def test_answers_are_rows_of_a_table(tmp_path) -> None:
     clusters.add_link(file, Link("c.jpg", "a, b.jpg", "different"))
     assert clusters.read_links(file) == [Link("d.jpg", "c.jpg", "different"), Link("c.jpg", "a, b.jpg", "different")]
     file.write_text("path,other,verdict,note\na,b,maybe,\n")
-    with pytest.raises(ValueError, match="line 2: the verdict is same or different"):
+    with pytest.raises(ValueError, match="line 2: 4 columns with a verdict of same, different are needed"):
         clusters.read_links(file)
 
 

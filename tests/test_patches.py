@@ -52,7 +52,7 @@ def test_a_later_row_of_an_image_replaces_an_earlier_one(data, tmp_path: Path) -
         ({"new_pid": "4711"}, "nobody in the test images of synthetic-tiny is called 4711"),
         ({"new_pid": "train"}, "nobody in the test images"),
         ({"verdict": "junk"}, "the verdict junk goes with the new_pid junk"),
-        ({"verdict": "maybe"}, "line 2: five columns with a verdict of same, other, swap, junk are needed"),
+        ({"verdict": "maybe"}, "line 2: 5 columns with a verdict of same, other, swap, junk are needed"),
     ],
 )
 def test_what_does_not_fit_is_an_error(data, tmp_path: Path, change, message) -> None:

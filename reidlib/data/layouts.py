@@ -7,17 +7,16 @@ torchreid draws its own: scores are means over the ten. Where a set has no camer
 queries are camera 1 and the gallery camera 2.
 """
 
-import os
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reidlib.data.own_images import walk_folder
 from reidlib.data.readers import FOLDERS, find_root, some
 from reidlib.data.samples import SPLITS, ReIDDataset, Sample
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 TEST = 20_000  # added to the pids of test where its people are numbered from 1 as those of train are
 Counts = tuple[int | None, int | None, int | None]  # images, people, cameras
 _PID = {"pid": 1}
@@ -317,7 +316,8 @@ def read_layout(name: str, root: Path, where: str, *, layout: Layout, split: int
     found: dict[str, list[Sample]] = {split_name: [] for split_name in SPLITS}
     for folder in layout.folders:
         parts = [(s, p, re.compile(p.path)) for s in SPLITS for p in getattr(layout, s) if p.folder == folder]
-        paths, bad = _images(root / folder), []
+        images = (path for path, no_image in walk_folder(root / folder) if not no_image)
+        paths, bad = [path.relative_to(root / folder).as_posix() for path in images], []
         for path in paths:
             for split_name, part, pattern in parts:
                 if match := pattern.match(path):
@@ -340,17 +340,6 @@ def _sum(terms: Mapping[str, int] | int, match: re.Match[str]) -> int:
     if isinstance(terms, int):
         return terms
     return sum(factor * int(match[group]) if group else factor for group, factor in terms.items())
-
-
-def _images(folder: Path) -> list[str]:
-    """Paths of the images below a folder, from it, sorted."""
-    found = []
-    for at, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if f[0] != ".")
-        base = os.path.relpath(at, folder)
-        below = "" if base == "." else f"{base}/"
-        found += [below + f for f in sorted(files) if f.lower().endswith(ENDINGS) and f[0] != "."]
-    return [path.replace(os.sep, "/") for path in found]
 
 
 def _draw_split(

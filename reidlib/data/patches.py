@@ -7,14 +7,15 @@ that does not fit the dataset is an error: a table made for another edition must
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from reidlib.data.samples import ReIDDataset, Sample
 from reidlib.files import whole_file
 
+Row = TypeVar("Row", bound=NamedTuple)
 VERDICTS = ("same", "other", "swap", "junk")
 NOBODY = {"junk": -1, "distractor": 0}
 
@@ -27,6 +28,40 @@ class Correction(NamedTuple):
     new_pid: str
     verdict: str
     note: str = ""
+
+
+def read_verdicts(file: str | Path, kind: type[Row], verdicts: Sequence[str]) -> list[Row]:
+    """Read a table of decisions.
+
+    Args:
+        file: A CSV file with the fields of `kind` as columns.
+        kind: The type of a row, a NamedTuple of text with the field `verdict`.
+        verdicts: What may be decided.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It has other columns or an unknown verdict; the message names the line.
+    """
+    fields = kind._fields
+    with open(file, newline="", encoding="utf-8-sig") as lines:
+        rows = csv.DictReader(lines)
+        if list(rows.fieldnames or ()) != list(fields):
+            raise ValueError(f"{file}: the columns are {','.join(fields)}, not {rows.fieldnames}")
+        found = []
+        for row in rows:
+            if None in row or None in row.values() or row["verdict"] not in verdicts:
+                raise ValueError(
+                    f"{file}, line {rows.line_num}: {len(fields)} columns with a verdict of {', '.join(verdicts)} are "
+                    "needed"
+                )
+            found.append(kind._make(row[name] for name in fields))
+    return found
+
+
+def write_verdicts(file: str | Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Write a table of decisions, whole or not at all; arguments as for `read_verdicts`."""
+    with whole_file(Path(file)) as part, open(part, "w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines, lineterminator="\n").writerows([kind._fields, *rows])
 
 
 def person_key(data: ReIDDataset, pid: int) -> str:
@@ -42,27 +77,12 @@ def read_corrections(file: str | Path) -> list[Correction]:
         FileNotFoundError: It is not there.
         ValueError: It has other columns or an unknown verdict; the message names the line.
     """
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if list(rows.fieldnames or ()) != list(Correction._fields):
-            raise ValueError(f"{file}: the columns are {','.join(Correction._fields)}, not {rows.fieldnames}")
-        found = []
-        for row in rows:
-            if None in row or None in row.values() or row["verdict"] not in VERDICTS:
-                raise ValueError(
-                    f"{file}, line {rows.line_num}: five columns with a verdict of {', '.join(VERDICTS)} are needed"
-                )
-            found.append(Correction(**row))
-    return found
+    return read_verdicts(file, Correction, VERDICTS)
 
 
 def write_corrections(file: str | Path, corrections: Iterable[Correction]) -> None:
     """Write a table of corrections, whole or not at all; a later row of an image replaces an earlier one."""
-    rows = {row.path: row for row in corrections}
-    with whole_file(Path(file)) as part, open(part, "w", newline="", encoding="utf-8") as lines:
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(Correction._fields)
-        writer.writerows(rows.values())
+    write_verdicts(file, Correction, {row.path: row for row in corrections}.values())
 
 
 def apply_corrections(data: ReIDDataset, file: str | Path) -> ReIDDataset:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reidlib.data.datasets import ReIDDataset
+from reidlib.data.patches import read_verdicts, write_verdicts
 from reidlib.data.samples import Sample
 from reidlib.files import whole_file
 from reidlib.seeds import generator_for
@@ -212,25 +213,14 @@ def read_links(file: str | Path) -> list[Link]:
     """Read a table of answers; none where there is no such file. ValueError for other columns or an unknown verdict."""
     if not Path(file).exists():
         return []
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
-        if list(rows.fieldnames or ()) != list(Link._fields):
-            raise ValueError(f"{file}: the columns are {','.join(Link._fields)}, not {rows.fieldnames}")
-        found = []
-        for row in rows:
-            if None in row or None in row.values() or row["verdict"] not in VERDICTS:
-                raise ValueError(f"{file}, line {rows.line_num}: the verdict is {' or '.join(VERDICTS)}")
-            found.append(Link(**row))
-    return found
+    return read_verdicts(file, Link, VERDICTS)
 
 
 def add_link(file: str | Path, link: Link) -> None:
     """Add an answer to a table, whole or not at all; it replaces an earlier one about the same two images."""
     pair = {link.path, link.other}
     rows = [old for old in read_links(file) if {old.path, old.other} != pair] + [link]
-    with whole_file(file) as part, open(part, "w", newline="", encoding="utf-8") as lines:
-        writer = csv.writer(lines)
-        writer.writerows([Link._fields, *rows])
+    write_verdicts(file, Link, rows)
 
 
 def export_clusters(
