@@ -22,11 +22,11 @@ demo test test-all notebooks drawn-weights: export OMP_NUM_THREADS = 1
 PYTEST := $(BIN)/python -m pytest -q
 # One process more than there are cores, as tests wait for children; a process takes up to 2.5 GB.
 SIDES  := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
-# Those that need no run first, train before all: the others open its run, where they would train one of their own.
-FIRST  := $(patsubst %,notebooks/%.ipynb,train pretrain search your_idea zoo dataset)
-BOOKS  := $(FIRST) $(filter-out $(FIRST),$(wildcard notebooks/*.ipynb))
-BOTH    = $(PYTEST) --nbval-lax -n $(SIDES) --dist loadscope --no-loadscope-reorder
-NBVAL   = export REID_RUNS=$$(mktemp -d) && $(BOTH) $(FIRST) && $(BOTH) $(filter-out $(FIRST),$(BOOKS))
+# `train` first: the others open its run. Here and in tests/conftest.py, which says in what order things are tested.
+BOOKS  := notebooks/train.ipynb $(filter-out notebooks/train.ipynb,$(wildcard notebooks/*.ipynb))
+# The tests, and every cell of every notebook, side by side.
+ALL     = export REID_RUNS=$$(mktemp -d) && $(PYTEST) --nbval-lax -n $(SIDES) --dist loadscope --no-loadscope-reorder \
+          tests notebooks
 
 demo: $(READY)
 	$(BIN)/python -m reidlib.batch train test ranklist gradcam tsne \
@@ -34,12 +34,10 @@ demo: $(READY)
 	  -p datasets synthetic-small,synthetic_b-small -p flip true
 
 test: $(READY) lint
-	$(PYTEST) -m "not slow" -n $(SIDES) --dist loadscope --no-loadscope-reorder
-	$(NBVAL)
+	$(ALL) -m "not slow"
 
 test-all: $(READY) lint
-	$(PYTEST) -n $(SIDES) --dist loadscope --no-loadscope-reorder
-	$(NBVAL)
+	$(ALL)
 
 SECONDS ?= 3600
 fuzz: $(READY)

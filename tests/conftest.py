@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Modules that take minutes, the longest first: begun last, each would keep one process busy while the others wait.
-LONG = ("test_models", "test_workbook", "test_browser", "test_survive", "test_parallel", "test_plots", "test_ranking")
+# What takes longest, first: begun last, each would keep one process busy while the others wait. The notebook `train`
+# before all, as the notebooks that stand in neither list open its run, where they would train one of their own.
+LONG = (
+    *("train", "search", "test_models", "test_workbook", "test_browser", "test_survive", "test_parallel", "test_plots"),
+    *("test_ranking", "pretrain", "your_idea", "zoo", "dataset"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long modules, which pytest-xdist hands out whole and in this order (--no-loadscope-reorder)."""
+    """Put what takes long first and the notebooks that open a run last.
+
+    pytest-xdist hands modules and notebooks out whole, in this order with --no-loadscope-reorder.
+    """
     places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG) + (item.path.suffix == ".ipynb")))
 
 
 @pytest.fixture(scope="session")

@@ -151,10 +151,6 @@ def test_run_all_works_in_jupyterlab(lab: tuple[str, Path], browser) -> None:
     (run,) = (folder / "runs").iterdir()
     assert (run / "model.safetensors").is_file()
 
-    page, cells = run_all(browser, url, folder, "ranklist")
-    assert shows_image(page)
-    page.close()
-
 
 @pytest.fixture(scope="module")
 def trained(lab: tuple[str, Path], world: Path) -> Path:
@@ -173,6 +169,7 @@ def trained(lab: tuple[str, Path], world: Path) -> Path:
 def test_rank_lists_are_stepped_through_and_compared(lab, trained, browser, tmp_path: Path) -> None:
     url, folder = lab
     page, _ = run_all(browser, url, folder, "ranklist")
+    assert shows_image(page)
     lists = page.locator(".jp-OutputArea .widget-html:has(figure)").last
     lists.scroll_into_view_if_needed(timeout=30_000)
     first = lists.locator("figcaption").first.inner_text()

@@ -1,6 +1,9 @@
 """What the cluster notebook is made of: answers that survive a new clustering, questions, and a table to train on."""
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -102,3 +105,10 @@ def test_clusters_are_a_dataset_to_train_on(tiny, tmp_path) -> None:
         pairs = {(s.pid, person[str(s.path.resolve())]) for s in split}
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     assert not {s.pid for s in data.train} & {s.pid for s in data.query}
+
+
+def test_a_table_to_look_at_has_words_and_no_empty_numbers() -> None:
+    table = pd.DataFrame({"pair_precision": [0.456, math.nan], "nearest": [-1, 3], "ari": [0.1234, 0.2]})
+    shown = clusters.readable(table)
+    assert list(shown) == ["pair precision", "nearest", "ARI"]
+    assert shown.values.tolist() == [[0.46, "", 0.12], ["", 3, 0.2]]

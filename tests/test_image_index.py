@@ -17,9 +17,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import reidlib
-from reidlib.workbook import image_index
+from reidlib.workbook import image_index, own_views
 from reidlib.workbook.image_index import ImageIndex, group_features
 from reidlib.workbook.own_commands import extract, find, write_groups
+from reidlib.workbook.threshold import Threshold, ThresholdCard
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_a_lost_or_damaged_features_file_is_made_again(
 
 _SLOW = """
 import sys, time, torch, reidlib
-from reidlib.workbook import image_index
+from reidlib.workbook import image_index, own_views
 image_index.ROWS = 2
 torch.manual_seed(0)
 extractor = reidlib.Extractor(reidlib.create_model("osnet_x0_25", input_size=(64, 32)), batch_size=1)
@@ -186,6 +187,36 @@ def test_groups_are_those_of_average_linkage(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # The commands
+
+
+def test_the_page_lists_others_than_the_query_and_says_what_was_skipped(folder: Path, extractor, monkeypatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(
+        own_views.plots, "found_images", lambda names, lists, **_: drawn.update(zip(names, lists, strict=True))
+    )
+    index = ImageIndex(extractor, folder, folder.parent / "index")
+    index.update()
+    query = folder / "cam0" / "it's 4.png"
+    own_views.found_figure(index, [query], k=3)
+    assert len(drawn[str(query)]) == 3
+    assert [hit for hit in index.find([query], 4)[0] if hit.path != str(query)] == drawn[str(query)]
+    table = own_views.skipped_table(index)
+    assert set(table["file"]) == {"notes.txt", "text.jpg", "cam1/twin.png"}
+    for path in table["file"]:
+        (folder / path).unlink()
+    index.update()
+    assert repr(own_views.skipped_table(index)) == "every file was read"
+
+
+def test_the_table_of_thresholds_is_in_words() -> None:
+    card = ThresholdCard("d", "", "", "", "", 9, 9, 99, (Threshold(0.001, 0.9567, (0.9461, 0.967), 0.071),))
+    (row,) = own_views.threshold_table(card).reset_index().to_dict("records")
+    assert row["similarity at least"] == "0.957"
+    assert row["95 % interval"] == "0.946 to 0.967"
+    assert row["pairs of one person accepted"] == "7.1%"
+    moved = [{"false_positive_rate": 0.02, "true_positive_rate": float("nan")}]
+    assert own_views.threshold_table(card, moved).iloc[0].tolist() == ["0.1%", "2.0%", "no pairs"]
+    assert "calibrate(dataset)" in own_views.threshold_table(None)
 
 
 @pytest.fixture

@@ -162,6 +162,7 @@ def test_a_run_says_what_it_began_with(tiny) -> None:
     assert any("classifier" in why for why in second.report.dropped.values())
 
 
+@pytest.mark.slow
 def test_names_of_weights_are_those_that_timm_knows() -> None:
     from timm import is_model_pretrained
 

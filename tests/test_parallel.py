@@ -233,6 +233,7 @@ def test_a_run_is_resumed_in_other_processes_with_what_is_asked_for_now() -> Non
     assert run.state["state"] == "ended"
 
 
+@pytest.mark.slow
 def test_an_error_of_a_process_is_the_error_of_the_run(tiny) -> None:
     recipe = replace(QUICK, people=9)
     model, run, setup = to_train("too-many", recipe, num_processes=2)

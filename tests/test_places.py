@@ -37,7 +37,8 @@ def powerless(command: list[str]) -> list[str]:
     return ["setpriv", "--inh-caps=-all", "--bounding-set=-all", *command]
 
 
-@pytest.mark.parametrize("home", ["unset", pytest.param("read-only", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["unset", "read-only"])
 def test_batch_runs_from_a_read_only_checkout(checkout: Path, tmp_path: Path, home: str) -> None:
     out = tmp_path / "my out"
     (out / "tmp").mkdir(parents=True)

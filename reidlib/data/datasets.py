@@ -85,8 +85,8 @@ def load_dataset(
         tested_on: the dataset whose query and gallery to take; see `merge`.
         patch: a table of corrected labels; see `patches`.
         people: "folders": of a folder, each sub-folder is a person; see `own_images.read_folder`.
-        pattern: what the file names of a folder say, such as "{camid}_{time}_*.jpg" or "{pid}_c{camid}s*"; with a "/"
-            in it, what paths say: "{camid}/{pid}/*".
+        pattern: what the file names of a folder say, such as `{camid}_{time}_*.jpg` or `{pid}_c{camid}s*`; with a "/"
+            in it, what paths say: `{camid}/{pid}/*`.
         split: "auto": by person, half of them to train; see `own_images.dataset_of`.
         seed: of that split.
 

@@ -190,10 +190,17 @@ def answered(pairs: "pd.DataFrame", links: Iterable[Link], names: Sequence[str])
     for kind, part in pairs.groupby("kind", sort=False):
         verdicts = [said.get(frozenset((names[a], names[b]))) for a, b in zip(part["a"], part["b"], strict=True)]
         count, same = sum(v is not None for v in verdicts), verdicts.count("same")
-        low, high = share_interval(same, count)
+        low, high = share_interval(same, count) if count else (math.nan, math.nan)
         share = same / count if count else math.nan
         rows[kind] = {"asked": len(part), "answered": count, "same": share, "from": low, "to": high}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def readable(table: "pd.DataFrame", digits: int = 2) -> "pd.DataFrame":
+    """A table to look at: column names in words, numbers rounded, nothing where there is no value."""
+    words = {name: {"ari": "ARI", "largest": "largest cluster"}.get(name, name.replace("_", " ")) for name in table}
+    shown = table.round(digits).astype(object).rename(columns=words)
+    return shown.where(table.notna().to_numpy() & (shown.to_numpy() != -1), "")
 
 
 def share_interval(hits: int, count: int) -> tuple[float, float]:
@@ -273,10 +280,10 @@ def ask(pairs: "pd.DataFrame", samples: Sequence[Sample], names: Sequence[str], 
     Returns:
         A widget; without a front end a sentence that says how many there are.
     """
-    from reidlib.workbook.views import is_interactive
+    from reidlib.workbook.views import Note, is_interactive
 
     if not is_interactive():
-        return f"{len(pairs)} pairs to answer, with a kernel and a front end, into {Path(file).name}"
+        return Note(f"{len(pairs)} pairs, to be answered in JupyterLab; answers go into {Path(file).name}")
     return _Ask(pairs, samples, names, Path(file)).box
 
 

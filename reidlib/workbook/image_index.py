@@ -1,4 +1,4 @@
-"""An index of a folder of images on disk: features in safetensors files, and a manifest that says whose they are.
+"""An index of a folder of images on disk: features in safetensors files, and a manifest that says whose they are. ::
 
     index.json                        what the features depend on: weights, input size, folder
     manifest.sqlite                   a row a file: its state, the hash of its bytes, where its feature is or why

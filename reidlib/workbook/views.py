@@ -40,6 +40,12 @@ def is_interactive() -> bool:
     return bool(request) and request["content"].get("allow_stdin", True)
 
 
+class Note(str):
+    """A sentence in place of a table or figure, which a notebook shows without quotes."""
+
+    __repr__ = str.__str__
+
+
 class LiveFigure:
     """A figure that each call redraws in place, below the cell that makes the LiveFigure: `live = LiveFigure(draw)`.
 

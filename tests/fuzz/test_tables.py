@@ -209,7 +209,7 @@ def test_any_data_paths(folder: Path, content: bytes) -> None:
         st.lists(st.sampled_from([*"+-", "market1501", "synthetic-tiny", "mine", "-combineall"]), max_size=5).map(
             "".join
         ),
-    )
+    ).filter(lambda name: "\0" in name or not any(Path(part).is_dir() for part in name.split("+")))  # a folder is read
 )
 def test_any_name_of_a_dataset(name: str) -> None:
     with one_sentence(repr(name.split("+")[0].removesuffix("-combineall")), "dataset", "data_paths.yaml"):
