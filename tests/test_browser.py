@@ -20,8 +20,10 @@ import pytest
 from PIL import Image
 from test_run_table import a_run
 
+import reidlib
 from reidlib import plots
 from reidlib.plots.style import preview
+from reidlib.workbook.clusters import VERDICTS
 from reidlib.workbook.pages import write_pages
 from reidlib.workbook.run_table import write_index
 from reidlib.workbook.runs import Run
@@ -383,3 +385,46 @@ def test_the_index_of_runs_is_sorted_searched_and_followed_from_the_disk(browser
     assert all(url.startswith(("file:", "data:")) for url in requested)
     page.close()
     narrow.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_dropped_images_are_looked_for_and_compared(lab, trained, browser) -> None:
+    from playwright.sync_api import expect
+
+    url, folder = lab
+    page, _ = run_all(browser, url, folder, "my_images")
+    field = page.locator(".jp-OutputArea input[type=file]")
+    crops = reidlib.load_dataset("synthetic-tiny").gallery[:2]
+    outputs = page.locator(".widget-vbox:has(input[type=file]) img")
+    field.set_input_files(str(crops[0].path))
+    outputs.first.wait_for(timeout=60_000)
+    one = outputs.first.get_attribute("src")
+    field.set_input_files([str(crop.path) for crop in crops])
+    page.get_by_text("pairs of one person are accepted on").wait_for(timeout=60_000)
+    expect(outputs.first).not_to_have_attribute("src", one)
+    dropped = """data => { const all = new DataTransfer();
+        all.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], "words.jpg"));
+        return all; }"""
+    words = page.evaluate_handle(dropped, base64.b64encode(b"no image").decode())
+    page.dispatch_event(".jp-OutputArea label:has(input[type=file])", "drop", {"dataTransfer": words})
+    page.get_by_text("no query can be read").wait_for(timeout=60_000)
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_questions_about_clusters_are_answered_by_clicks(lab, trained, browser) -> None:
+    url, folder = lab
+    page, _ = run_all(browser, url, folder, "cluster")
+    same, different = (page.locator(f".jp-OutputArea button:has-text('{word} person')").first for word in VERDICTS)
+    same.scroll_into_view_if_needed(timeout=30_000)
+    shown = page.locator(".jp-OutputArea .widget-image").first.get_attribute("src")
+    same.click()
+    page.locator(".widget-html:has-text('1 answers')").first.wait_for(timeout=20_000)
+    assert page.locator(".jp-OutputArea .widget-image").first.get_attribute("src") != shown
+    different.click()
+    page.locator(".widget-html:has-text('2 answers')").first.wait_for(timeout=20_000)
+    answers = (trained / "links.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in answers] == ["verdict", *VERDICTS]
+    page.close()

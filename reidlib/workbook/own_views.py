@@ -13,7 +13,28 @@ from reidlib.workbook.views import Note, below, is_interactive
 if TYPE_CHECKING:
     import pandas as pd
 
-_TYPES = ".jpg,.jpeg,.png,.bmp,.webp,.tif,.tiff"
+# FileUpload of ipywidgets takes no dropped files: this one sends names and bytes of what is chosen or dropped.
+_FIELD = """
+export default { render({ model, el }) {
+  const field = document.createElement("label"), input = document.createElement("input");
+  field.textContent = "Drop images here, or click to choose them";
+  field.style = "display: block; width: 24em; padding: 1.5em; text-align: center; cursor: pointer; "
+    + "border: 2px dashed var(--jp-border-color1, #999); border-radius: 6px";
+  Object.assign(input, { type: "file", multiple: true, accept: "image/*", style: "display: none" });
+  field.append(input); el.append(field);
+  const send = async (files) => {
+    const images = await Promise.all([...files].map((file) => file.arrayBuffer()));
+    model.send({ names: [...files].map((file) => file.name) }, undefined, images);
+  };
+  input.addEventListener("change", () => send(input.files));
+  input.addEventListener("click", () => { input.value = ""; });  // the same file once more is a change too
+  for (const kind of ["dragenter", "dragover", "drop"])
+    field.addEventListener(kind, (event) => {
+      event.preventDefault(); event.stopPropagation();
+      if (kind === "drop" && event.dataTransfer.files.length) send(event.dataTransfer.files);
+    });
+} };
+"""
 
 
 def found_figure(index: ImageIndex, queries: Any, k: int = 10, threshold: float | None = None) -> Any:
@@ -63,27 +84,29 @@ def skipped_table(index: ImageIndex, shown: int = 10) -> "pd.DataFrame | Note":
 
 
 def drop_images(index: ImageIndex, k: int = 10, threshold: float | None = None) -> Any:
-    """A field to drop images on, which shows what is nearest to them; None where nobody watches the notebook.
+    """A field to drop images on, or to choose them with, that shows what is nearest to them.
 
     With two images at once it also says whether they show the same person.
+
+    Returns:
+        The widgets; a sentence where nobody watches the notebook.
     """
     if not is_interactive():
-        return None
+        return Note("open this page in JupyterLab to drop images here")
+    import anywidget
     import ipywidgets as widgets
     from IPython.display import display
 
-    upload = widgets.FileUpload(accept=_TYPES, multiple=True, description="Choose or drop images")
-    upload.layout.width = "18em"
-    out = widgets.Output()
+    field, out = anywidget.AnyWidget(_esm=_FIELD), widgets.Output()
 
-    def show(change: Any = None) -> None:
+    def show(widget: Any, content: dict[str, list[str]], buffers: list[Any]) -> None:
         out.clear_output(wait=True)
         with out, scratch_folder() as folder:
             paths = []
-            for i, file in enumerate(upload.value):
-                paths.append(folder / str(i) / file["name"].replace("/", "_"))
+            for i, (name, image) in enumerate(zip(content["names"], buffers, strict=True)):
+                paths.append(folder / str(i) / name.replace("/", "_"))
                 paths[-1].parent.mkdir()
-                paths[-1].write_bytes(bytes(file["content"]))
+                paths[-1].write_bytes(image)
             try:
                 if len(paths) == 2:
                     print(index.extractor.same_person(*paths))
@@ -91,5 +114,5 @@ def drop_images(index: ImageIndex, k: int = 10, threshold: float | None = None) 
             except (OSError, ValueError) as error:
                 print(error)
 
-    upload.observe(show, "value")
-    return widgets.VBox([upload, out])
+    field.on_msg(show)
+    return widgets.VBox([field, out])
