@@ -21,7 +21,7 @@ from reidlib.workbook.runs import Run
 def test_every_model_names_its_recipe_and_every_recipe_has_a_model() -> None:
     named = {spec.recipe for spec in MODELS.values()}
     assert named <= RECIPES.keys()
-    without_labels = {name for name, recipe in RECIPES.items() if recipe.contrast_weight}
+    without_labels = {name for name, recipe in RECIPES.items() if recipe.finds_clusters}
     assert RECIPES.keys() - named == {"toy", "demo", "drawn", "htri", "xent_htri"} | without_labels
     asked = {"torchreid_softmax", "osnet_softmax", "htri", "xent_htri", "bot", "agw", "abd", "apnet", "sbs"}
     asked |= {"clipreid_baseline", "solider", "transreid_ssl", "pass", "lightmbn"}
@@ -74,7 +74,7 @@ def test_every_recipe_can_be_scaled_down(name: str, epochs: int) -> None:
     assert small.people * small.images <= 32
     assert small.rate(epochs) == pytest.approx(whole.rate(whole.epochs), rel=0.02) or epochs < 7
     lengths = {"height", "width", "epochs", "people", "images", "warmup", "delay", "milestones", "freeze", "eval_every"}
-    lengths |= {"steps", "bn_group"}
+    lengths |= {"steps", "bn_group", "parts_after"}
     assert set(small.changed(whole)) <= lengths | {"orthogonal_features_after"}
 
 
@@ -174,7 +174,7 @@ SLOW |= {"mgn", "abd"}
     [
         pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
         for name, recipe in RECIPES.items()
-        if not recipe.contrast_weight  # test_relabel.py
+        if not recipe.finds_clusters  # test_relabel.py
     ],
 )
 def test_the_loss_of_every_recipe_falls(name: str) -> None:

@@ -9,13 +9,19 @@ import torch
 from eval_cases import one_thread  # noqa: F401 (a fixture)
 from loop_cases import small, timeless, weights
 from torch import nn
+from torch.nn.functional import normalize
 
 from reidlib.data.datasets import load_adaptation
 from reidlib.data.samplers import ClusterSampler, JoinedSampler
+from reidlib.evaluation import extract_features
+from reidlib.models import Outputs, create_model
+from reidlib.seeds import seeded
 from reidlib.training import Job, Recipe, Setup, fit, loop
+from reidlib.training.losses import Criterion
 from reidlib.training.norms import split_norms
 from reidlib.training.recipes import RECIPES
-from reidlib.training.relabel import cluster_advice
+from reidlib.training.refinement import MutualPair, agreement, refined
+from reidlib.training.relabel import cluster_advice, num_classes
 from reidlib.workbook.runs import Run
 
 CLUSTERS = Recipe(
@@ -36,6 +42,19 @@ CLUSTERS = Recipe(
     check_clusters=False,
 )
 IMAGES = replace(CLUSTERS, memory="image", memory_momentum=0.2, reliable=0.02, ema=0.9)
+CLASSES = replace(
+    CLUSTERS, contrast_weight=0.0, clusters=True, cross_entropy_weight=2.0, triplet_weight=1.0, margin=0.0, epochs=2
+)
+MUTUAL = replace(
+    CLASSES,
+    mutual=True,
+    soft_cross_entropy=0.5,
+    soft_triplet=0.8,
+    ema=0.9,
+    reset_optimizer=True,
+    augment=("random_flip", "random_erasing"),
+)
+PARTS = replace(CLASSES, steps=3, parts=2, parts_after=1, part_neighbours=5, first_branch=0.5)
 CPU = Setup(cpu=True)
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
@@ -134,19 +153,34 @@ def test_each_domain_has_norms_of_its_own() -> None:
     assert len(list(model.parameters())) == 2  # the source's are not the model's
 
 
+# ---- what refines labels ---------------------------------------------------------------------------------------------
+
+
+class _Classes:
+    num_classes = 4
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def _model(data, recipe: Recipe):
+    """A network without norms, but for parts, which need a trunk and a head."""
+    if not recipe.parts:
+        return small(data)
+    with seeded(0, "weights"):
+        return create_model("osnet_x0_25", num_classes=num_classes(data, recipe), input_size=(64, 32))
 
 
 class Killed(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("recipe", [CLUSTERS, IMAGES], ids=["clusters", "images"])
+@pytest.mark.parametrize("recipe", [CLUSTERS, IMAGES, MUTUAL, PARTS], ids=["clusters", "images", "mutual", "parts"])
 def test_a_resumed_run_finds_the_same_clusters(tiny, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> None:
-    whole, broken, rest = (small(tiny) for _ in range(3))
+    whole, broken, rest = (_model(tiny, recipe) for _ in range(3))
     one, two = Run.create("one", {}), Run.create("two", {})
     history = fit(whole, tiny, one, recipe, CPU)
-    updates, update = iter(range(8)), loop.Trainer.update
+    updates, update = iter(range(recipe.steps * (recipe.epochs - 1) + 2)), loop.Trainer.update
 
     def until(self):
         if next(updates, None) is None:
@@ -157,16 +191,115 @@ def test_a_resumed_run_finds_the_same_clusters(tiny, monkeypatch: pytest.MonkeyP
         patch.setattr(loop.Trainer, "update", until)
         with pytest.raises(Killed):
             fit(broken, tiny, two, recipe, CPU)
-    assert len(two.metrics) == 2
+    assert len(two.metrics) == recipe.epochs
     assert timeless(fit(rest, tiny, two, recipe, CPU)) == timeless(history)
     assert torch.equal(weights(whole), weights(rest))
     a, b = (torch.load(run.path / "last.pt", weights_only=True)["relabel"] for run in (one, two))
     assert torch.equal(a["labels"], b["labels"])
     assert a["threshold"] == b["threshold"]
-    assert (a["rows"] is None) == (b["rows"] is None) == (recipe is CLUSTERS)
-    assert recipe is CLUSTERS or torch.equal(a["rows"], b["rows"])
-    assert (weights(whole) - weights(small(tiny))).abs().max() > 1e-3  # and it did train
+    assert (a["rows"] is None) == (b["rows"] is None) == (recipe is not IMAGES)
+    assert recipe is not IMAGES or torch.equal(a["rows"], b["rows"])
+    assert (weights(whole) - weights(_model(tiny, recipe))).abs().max() > 1e-3  # and it did train
     assert all(row["clusters"] > 1 and "ari" in row and "agreement" in row for row in history[2:])
+
+
+def test_each_of_two_networks_learns_from_the_average_of_the_other() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(2)
+    own, taught = (Outputs([*torch.randn(2, 8, 4)], [*torch.randn(2, 8, 6)]) for _ in range(2))
+    found = Criterion(MUTUAL, small(_Classes))(own, labels, taught)[1]
+    soft, order = [], []
+    for i in range(2):
+        target, scores = taught.logits[1 - i].softmax(1), own.logits[i].log_softmax(1)
+        soft.append(-sum(target[b, c] * scores[b, c] for b in range(8) for c in range(4)) / 8)
+        d, t = (torch.cdist(x, x) for x in (own.embeddings[i], taught.embeddings[1 - i]))
+        for a in range(8):
+            far = max((b for b in range(8) if b != a and labels[b] == labels[a]), key=lambda b: d[a, b])
+            near = min((b for b in range(8) if labels[b] != labels[a]), key=lambda b: d[a, b])
+            p, q = (torch.stack([x[a, far], x[a, near]]).softmax(0) for x in (t, d))
+            order.append(-(p * q.log()).sum())
+    assert torch.allclose(found["soft_cross_entropy"], torch.stack(soft).mean(), atol=1e-5)
+    assert torch.allclose(found["soft_triplet"], torch.stack(order).mean(), atol=1e-5)
+    assert set(found) == {"cross_entropy", "soft_cross_entropy", "triplet", "soft_triplet"}
+
+
+def test_a_pair_sees_two_views_and_is_ranked_by_its_mean(tiny) -> None:
+    pair = MutualPair(small(tiny))
+    assert torch.equal(weights(pair.first), weights(pair.second))
+    views = torch.randint(0, 256, (6, 3, 32, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        pair.second.network.scale.weight.mul_(2)
+        outputs = pair.train()(views)
+        pair.eval()
+        assert torch.equal(outputs.embeddings[0], pair.first(views[:3]))
+        assert torch.equal(outputs.embeddings[1], pair.second(views[3:]))
+        mean = (normalize(pair.first(views)) + normalize(pair.second(views))) / 2
+        assert torch.allclose(pair(views), mean)
+
+
+def test_parts_agree_by_their_neighbours_and_refine_labels() -> None:
+    torch.manual_seed(0)
+    whole, part, other = torch.randn(3, 12, 5)
+    found = agreement(whole, [whole, part], 4)
+    assert torch.equal(found[:, 0], torch.ones(12))
+    lists = [(normalize(x) @ normalize(x).T).topk(4).indices.tolist() for x in (whole, part)]
+    expected = [len({*a} & {*b}) / len({*a} | {*b}) for a, b in zip(*lists, strict=True)]
+    assert torch.allclose(found[:, 1], torch.tensor(expected))
+
+    logits, labels = [x[:, :4] for x in (whole, part, other)], torch.arange(12) % 4
+    first, *parts = refined(logits, labels, found, 0.5, None)
+    weight = found.exp() / found.exp().sum(1, keepdim=True)
+    for i in range(12):
+        one = torch.eye(4)[labels[i]]
+        predicted = weight[i, 0] * logits[1][i].softmax(0) + weight[i, 1] * logits[2][i].softmax(0)
+        assert torch.allclose(first[i], 0.5 * one + 0.5 * predicted, atol=1e-6)
+        for p in range(2):
+            assert torch.allclose(parts[p][i], found[i, p] * one + (1 - found[i, p]) / 4, atol=1e-6)
+    assert torch.allclose(refined(logits, labels, found, 0.5, 0.1)[1], 0.9 * torch.eye(4)[labels] + 0.025)
+
+
+def test_classifiers_begin_an_epoch_with_the_means_of_the_clusters(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    train_epoch = loop.Trainer._relabel
+
+    def note(self, epoch):
+        found = train_epoch(self, epoch)
+        feats = normalize(extract_features(self.model, self.relabel.batches).feats)
+        labels = self.relabel.labels
+        for c in range(int(labels.max()) + 1):
+            mean = normalize(feats[labels == c].mean(0), dim=0)
+            assert torch.allclose(self.model.network.classifier.weight[c], mean, atol=1e-5)
+        assert self.criterion.classes == int(labels.max()) + 1 == found["clusters"]
+        assert not self.model.network.classifier.bias.any()
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(loop.Trainer, "_relabel", note)
+    history = fit(small(tiny), tiny, Run.create("classes", {}), CLASSES, CPU)
+    assert len(seen) == 2
+    assert 0 < history[-1]["accuracy"] <= 1
+    with pytest.raises(ValueError, match="classifies another feature than it ranks by"):
+        Criterion(CLASSES, create_model("pcb_p4", num_classes=4, input_size=(64, 32)))
+    with pytest.raises(ValueError, match="needs a trunk with one map and one head"):
+        Criterion(PARTS, small(tiny))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mmt", "pplr"])
+def test_recipes_of_clusters_run(name: str) -> None:
+    settings = {"epochs": 2, "people": 2, "images": 2, "steps": 2, "k1": 8, "min_samples": 2, "eval_every": 1}
+    settings |= {"check_clusters": False, "height": 64, "width": 32, "bn_group": 2, "lr": 1e-3, "parts_after": 1}
+    settings |= {"schedule": "cosine", "milestones": [], "domain_bn": True}
+    data = {"source": "synthetic-tiny", "dataset": "synthetic_b-tiny"}
+    job = Job.from_params(data | {"recipe": name, "cpu": True, "settings": settings})
+    history = job.train()
+    assert history[-1]["epoch"] == 2
+    assert history[-1]["clusters"]
+    again = create_model("osnet_x0_25", weights=str(job.run.path), input_size=(64, 32))
+    assert again.feature_dim == job.model.feature_dim
+    state = torch.load(job.run.path / "last.pt", weights_only=True)
+    assert any(key.startswith("second.") for key in state["model"]) == (name == "mmt")
+    assert any(key.startswith("learned.parts.") for key in state["criterion"]) == (name == "pplr")
 
 
 def test_an_epoch_is_one_line_and_a_figure() -> None:
@@ -233,6 +366,9 @@ def test_unsound_clusters_stop_with_advice(tiny) -> None:
         ({"pk": False}, "needs batches of clusters"),
         ({"camera": (1, 2)}, "camera is four numbers or none"),
         ({"contrast_weight": 0.0}, "nothing to learn from"),
+        ({"clusters": True}, "clusters are new classes in each epoch"),
+        ({"mutual": True}, "learn from averaged weights"),
+        ({"parts": 2}, "parts refine the labels of clusters"),
     ],
 )
 def test_recipes_that_contradict_themselves(settings: dict, words: str) -> None:

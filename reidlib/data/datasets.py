@@ -79,7 +79,7 @@ def load_dataset(
     A folder, or a table with the column `path` alone, gives a dataset without labels: all images are in the gallery.
 
     Args:
-        name: one of `list_datasets()`; "a+b" joins training sets. "synthetic" and "synthetic_b" mean the size `small`.
+        name: one of `list_datasets()`; "a+b" joins training sets. "synthetic" alone, and so on, means the size `small`.
             Or the path of a folder or of a table.
         combineall: add query and gallery to the training set; the name's ending "-combineall" does the same.
         tested_on: the dataset whose query and gallery to take; see `merge`.

@@ -72,7 +72,7 @@ def load_classes(name: str) -> ClassDataset:
     """Read a dataset of classes.
 
     Args:
-        name: a line of data_paths.yaml, or a folder. "synthetic" and "synthetic_b", with a size as in `load_dataset`,
+        name: a line of data_paths.yaml, or a folder. "synthetic" and others, with a size as in `load_dataset`,
             are drawn on first use: the people of the training set are the classes.
 
     Raises:

@@ -234,6 +234,19 @@ def expand_features(
     return feats[:num_query], feats[num_query:]
 
 
+def neighbours(feats: Tensor, k: int, device: torch.device | str | None = None) -> Tensor:
+    """The k nearest rows of each row by the cosine, itself first: (N, k) int64 on the CPU; at most N.
+
+    Args:
+        feats: (N, D), finite.
+        k: How many, the row itself included.
+        device: Where they are searched; default: where `feats` is.
+    """
+    space, ids = _space(feats, "cosine", device)
+    near = search(space, feats, min(k, len(feats)), ids, None, True, False, True)[0]
+    return torch.from_numpy(_self_first(near.numpy(), np.arange(len(feats))))
+
+
 def _together(query_feats: Feats, gallery_feats: Feats) -> tuple[Tensor, int]:
     """Finite rows of both, float32 or float64, and how many are the query's."""
     query, gallery = rows_of(query_feats, "query_feats"), rows_of(gallery_feats, "gallery_feats")

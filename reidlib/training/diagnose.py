@@ -31,6 +31,7 @@ class TrainingBatch:
     cameras: Tensor  # (B,) int64
     epoch: int
     step: int
+    agreement: Tensor | None = None  # (B, parts), see `refinement`
 
 
 @dataclass(frozen=True)

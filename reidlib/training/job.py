@@ -28,6 +28,7 @@ from reidlib.training.losses import named_losses
 from reidlib.training.plugins import keep_plugins, load_plugins
 from reidlib.training.recipes import CLASS_RECIPES, RECIPES, Recipe
 from reidlib.training.record import best_row, chosen_row
+from reidlib.training.relabel import num_classes
 from reidlib.training.settings import check_limits, default_of, help_of, setting, type_name, typed
 from reidlib.training.tasks import fit, pretrain
 
@@ -111,7 +112,7 @@ class Job:
         canonical_name(plan.model)  # an unknown name is an error
         recipe = base_recipe(plan).having({f.name: values.get(f.name) for f in fields(Recipe)})
         named_losses(recipe.losses), build_augmentation(recipe.augment)  # likewise
-        if plan.source and not recipe.contrast_weight:
+        if plan.source and not recipe.finds_clusters:
             raise ValueError(
                 "source is for recipes that find clusters: join datasets as dataset='a+b', or set source=''"
             )
@@ -209,7 +210,7 @@ class Job:
             return create_model(
                 self.plan.model,
                 weights=self.plan.init,
-                num_classes=0 if self.recipe.contrast_weight else self.data.num_classes,
+                num_classes=num_classes(self.data, self.recipe),
                 num_cameras=len(self.data.camera_labels),
                 input_size=self.size,
             )

@@ -40,6 +40,7 @@ from reidlib.training.norms import split_norms
 from reidlib.training.optim import AveragedWeights, begin_epoch, build_optimizer, set_rate
 from reidlib.training.recipes import Recipe
 from reidlib.training.record import History
+from reidlib.training.refinement import MutualPair, set_classifiers
 from reidlib.training.relabel import Relabel
 from reidlib.training.settings import check_limits, setting
 
@@ -146,8 +147,8 @@ def train(
         augment: What is done to a batch on the device; by default `recipe.augment` alone.
         on_epoch: `on_epoch(history)` is called after each epoch, on the first process.
         progress: Show a bar of the epoch that is being trained, with images per second and the time left.
-        relabel: `relabel(model, epoch)` is called before each epoch: it sets the labels that batches are drawn by, the
-            memory, and the row of the memory that each image has in place of its label.
+        relabel: Called before each epoch: it sets the labels that batches are drawn by, the memory or the rows of the
+            classifiers, and the row that each image has in place of its label.
 
     Returns:
         One dict per epoch, as in metrics.jsonl; epoch 0 is the untrained network, with its scores alone.
@@ -166,11 +167,13 @@ def train(
             raise ValueError("sync_bn needs GPUs, torch has it for nothing else: set sync_bn=False")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = Criterion(recipe, model)  # refuses what recipe and model cannot do together
+    net = MutualPair(model) if recipe.mutual else model  # what is trained; `model` is what is evaluated and kept
     if recipe.bn_group or recipe.domain_bn:
         if setup.sync_bn:
             raise ValueError("sync_bn and norms over parts of a batch exclude each other: set sync_bn=False")
-        if norms := split_norms(model, recipe.bn_group, recipe.domain_bn):
-            criterion.learned["source_norms"] = norms
+        norms = [split_norms(module, recipe.bn_group, recipe.domain_bn) for module in (net, criterion.learned)]
+        if recipe.domain_bn:
+            criterion.learned["source_norms"] = nn.ModuleList([norm for found in norms for norm in found])
     stamp = {"model": model.name, "input_size": model.input_size, **stamp, **asdict(recipe)}
     # The number of processes may change where a step sees as many people as before.
     stamp |= {"people": recipe.people * world, "sync_bn": setup.sync_bn}
@@ -185,14 +188,15 @@ def train(
             distributed.check_same_epoch(run, len(history))
 
         # Channels last: convolutions are half as fast again, on CPUs and in bfloat16.
-        model.to(accelerator.device).to(memory_format=torch.channels_last)
+        net.to(accelerator.device).to(memory_format=torch.channels_last)
         criterion.to(accelerator.device)
         if world > 1:
-            distributed.broadcast_state([model, criterion])
-        optimizer = build_optimizer(model, recipe, criterion.learned)
-        average = AveragedWeights(model, recipe.ema) if recipe.ema else None
-        evaluated = average.module if average else model  # also what is kept
-        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "criterion": criterion}
+            distributed.broadcast_state([net, criterion])
+        optimizer = build_optimizer(net, recipe, criterion.learned)
+        average = AveragedWeights(net, recipe.ema) if recipe.ema else None
+        evaluated = average.module if average else net  # also what is kept
+        evaluated = evaluated.first if recipe.mutual else evaluated
+        parts: dict[str, Any] = {"model": net, "optimizer": optimizer, "criterion": criterion}
         parts |= {"average": average} if average else {}
         parts |= {"relabel": relabel} if relabel else {}
         if checkpoint:
@@ -201,7 +205,7 @@ def train(
             _note_stop(history, recipe, score)  # `patience` may have changed
         finished = bool(history) and (history[-1]["epoch"] >= recipe.epochs or "stopped" in history[-1])
         trainer = Trainer(
-            model=model,
+            model=net,
             loader=loader,
             criterion=criterion,
             optimizer=optimizer,
@@ -274,31 +278,54 @@ class ImagesToLoss(nn.Module):
         world: The number of processes.
     """
 
-    def __init__(self, net: nn.Module, criterion: Criterion, world: int) -> None:
+    def __init__(self, net: nn.Module, criterion: Criterion, world: int, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        self.net, self.learned, self.compute_loss, self.world = net, criterion.learned, criterion.__call__, world
+        self.net, self.learned, self.world = net, criterion.learned, world
+        self.criterion, self.teacher = [criterion], [teacher]  # in lists: not parts of this module
         self.contrast = bool(criterion.recipe.contrast_weight)
 
-    def forward(self, images: Tensor, cameras: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, cameras: Tensor, labels: Tensor, agreement: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Args:
-            images: (B, 3, H, W) uint8.
+            images: (B, 3, H, W) uint8; for two networks (2 B, 3, H, W), a view for each.
             cameras: (B,) int64.
             labels: (B,) int64.
+            agreement: (B, parts) of `Relabel`.
 
         Returns:
             The loss (), and its value, its parts and the accuracy by name, detached.
         """
-        outputs = Outputs([], [train_feats(self.net, images, cameras)]) if self.contrast else self.net(images, cameras)
+        (criterion,), (teacher,), taught = self.criterion, self.teacher, None
+        if self.contrast:
+            outputs = Outputs([], [train_feats(self.net, images, cameras)])
+        elif "parts" in self.learned:
+            outputs = self.learned["parts"].outputs(self.net, images)
+        else:
+            outputs = self.net(images, cameras)
+        if teacher is not None:
+            with torch.no_grad():
+                taught = teacher(images, cameras)
+        if criterion.classes:
+            outputs, taught = (
+                x and x._replace(logits=[y[:, : criterion.classes] for y in x.logits]) for x in (outputs, taught)
+            )
         values = {"accuracy": (outputs.logits[0].argmax(1) == labels).float().mean()} if outputs.logits else {}
         if self.world > 1:
             # Of all processes, so that a triplet is as hard as in one batch. Maps need not be gathered: their loss is a
             # mean over images, and so is the mean of its gradients.
             gather = distributed.gather_rows
-            logits, embeddings = ([gather(x.float()) for x in xs] for xs in (outputs.logits, outputs.embeddings))
-            outputs, labels = outputs._replace(logits=logits, embeddings=embeddings), gather(labels)
-        loss, parts = self.compute_loss(outputs, labels)
+            outputs, taught = (
+                x
+                and x._replace(
+                    **{name: [gather(y.float()) for y in getattr(x, name)] for name in ("logits", "embeddings")}
+                )
+                for x in (outputs, taught)
+            )
+            labels, agreement = gather(labels), agreement if agreement is None else gather(agreement)
+        loss, parts = criterion(outputs, labels, taught, agreement)
         parts = parts if len(parts) > 1 else {}  # a single part is the loss itself
         return loss, parts | {"loss": loss.detach()} | values
 
@@ -328,7 +355,10 @@ class Trainer:
         if self.bfloat16 is None:
             self.bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         net = _compile(self.model, self.device) if self.setup.compile else self.model
-        self.images_to_loss = ImagesToLoss(net, self.criterion, self.world)
+        r = self.recipe
+        soft = r.mutual or r.soft_cross_entropy or r.soft_triplet
+        self.teacher = self.average.module if self.average and soft else None
+        self.images_to_loss = ImagesToLoss(net, self.criterion, self.world, self.teacher)
         samples = getattr(self.loader.dataset, "samples", None)
         self.diagnosis = Diagnosis(self.model, self.recipe, self.run, samples, self.rank, self.world)
 
@@ -345,6 +375,10 @@ class Trainer:
         recipe, steps = self.recipe, len(self.loader)
         found = self._relabel(epoch)
         begin_epoch(self.model.train(), recipe, epoch)
+        if self.teacher is not None:
+            self.teacher.train()  # its norms see the batch, as those of the networks do
+        if recipe.reset_optimizer:
+            self.optimizer.state.clear()
         self.criterion.epoch = epoch
         self.loader.sampler.set_epoch(epoch)
         images_to_loss = self.images_to_loss
@@ -391,24 +425,36 @@ class Trainer:
     def _relabel(self, epoch: int) -> dict[str, Any]:
         if self.relabel is None:
             return {}
-        found = self.relabel(self.model, epoch)
-        memory = self.relabel.memory
-        self.criterion.memory, self.criterion.source_rows = [memory] if memory else [], self.relabel.source_rows
+        criterion, relabel = self.criterion, self.relabel
+        parts: Any = criterion.learned["parts"] if self.recipe.parts else None
+        found = relabel(self.model if self.teacher is None else self.teacher, parts)
+        criterion.memory, criterion.source_rows = [relabel.memory] if relabel.memory else [], relabel.source_rows
+        if self.recipe.clusters:
+            criterion.classes = len(relabel.centers)
+            for network in (self.model, self.average):
+                if network is not None:
+                    set_classifiers(network, relabel.centers)
+            for head, centers in zip(parts or (), relabel.part_centers, strict=True):
+                set_classifiers(head, centers)
         return found
 
     def prepare(self, loaded: Batch, epoch: int, step: int) -> TrainingBatch:
         """Move a batch to the device and augment its images there."""
         images = loaded.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        images = self.augment(images, torch_generator_for(self.recipe.seed, "augment", epoch, step, self.rank))
+        key = ("augment", epoch, step, self.rank)
+        views = [key, (*key, 1)] if self.recipe.mutual else [key]
+        images = torch.cat([self.augment(images, torch_generator_for(self.recipe.seed, *view)) for view in views])
         labels, cameras = (x.to(self.device, non_blocking=True) for x in (loaded.pids, loaded.cameras))
         if self.relabel:
             labels = self.relabel.rows[loaded.indices.to(self.device)]
-        return TrainingBatch(loaded, images, labels, cameras, epoch, step)
+        every = self.relabel.agreement if self.relabel else None
+        agreement = None if every is None else every[loaded.indices.to(self.device)]
+        return TrainingBatch(loaded, images, labels, cameras, epoch, step, agreement)
 
     def forward(self, images_to_loss: nn.Module, batch: TrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch and, by name, its value, its parts and the accuracy, detached."""
         with self._repeatable(batch):
-            return images_to_loss(batch.images, batch.cameras, batch.labels)
+            return images_to_loss(batch.images, batch.cameras, batch.labels, batch.agreement)
 
     def update(self) -> Tensor:
         """Take one step of the optimizer; return the norm of all gradients before they were clipped."""

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reidlib.errors import unknown_name
-from reidlib.seeds import torch_generator_for
+from reidlib.seeds import seeded, torch_generator_for
 from reidlib.training.memory import ClusterMemory
 from reidlib.training.recipes import Recipe
+from reidlib.training.refinement import PartHeads, classifiers, refined
 
 if TYPE_CHECKING:
     from reidlib.models.wirings import ReIDModel
@@ -88,6 +89,29 @@ def triplet(embeddings: Tensor, labels: Tensor, margin: float = 0.3, mining: str
 def _weighted(d: Tensor, mask: Tensor, sign: int) -> Tensor:
     weights = (sign * d).masked_fill(~mask, -torch.inf).softmax(1).nan_to_num()  # a row without any has none
     return (weights * d).sum(1)
+
+
+def soft_triplet(embeddings: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    """Cross entropy of "the nearest negative is farther than the farthest positive" with a teacher's probability of it.
+
+    Both probabilities are sigmoids of the difference of the two distances; the teacher judges the same three images.
+    Ge, Chen, Li, "Mutual Mean-Teaching", ICLR 2020. Where `triplet` leaves an anchor out, this does.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,).
+        teacher: (B, E), of the same images.
+    """
+    d, same = distances(embeddings), labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    counts = positive.any(1) & ~same.all(1)
+    near, far = d.masked_fill(same, torch.inf).argmin(1), d.masked_fill(~positive, 0).argmax(1)
+
+    def gap(of: Tensor) -> Tensor:
+        return (of.gather(1, near[:, None]) - of.gather(1, far[:, None]))[:, 0]
+
+    loss = F.binary_cross_entropy_with_logits(gap(d), gap(distances(teacher)).sigmoid(), reduction="none")
+    return (loss * counts).sum() / counts.sum().clamp(min=1)
 
 
 def center(embeddings: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
@@ -209,6 +233,10 @@ class Criterion(nn.Module):
             if isinstance(loss, type):
                 self.learned[name] = loss(model)
                 self.further[name] = weight, self.learned[name]
+        if recipe.parts:
+            with seeded(recipe.seed, "parts"):
+                self.learned["parts"] = PartHeads(model, recipe.parts)
+        self.classes: int | None = None  # clusters of the epoch, the first of the classifiers' scores; None: all
         self.memory: list[ClusterMemory] = []  # in a list: it is the epoch's, not a part of this module
         self.source_rows = 0  # of the memory, in front
         self.pairs = None
@@ -221,6 +249,10 @@ class Criterion(nn.Module):
         recipe = self.recipe
         lacks = {
             "cross_entropy_weight": (not outputs.logits, "has no classifier: build it with num_classes"),
+            "clusters": (
+                {c.in_features for c in classifiers(model)} != {model.feature_dim},
+                "classifies another feature than it ranks by: use a model such as resnet50_bot",
+            ),
             "center_weight": (not model.num_classes, "was built without num_classes"),
             "orthogonal_features": (not outputs.maps, "has no attentive maps: use an ABD model"),
         }
@@ -235,23 +267,39 @@ class Criterion(nn.Module):
         if recipe.orthogonal_weights and not any(_in_a_row(model.network.backbone)):
             raise ValueError(f"orthogonal_weights needs a trunk that begins with a convolution, unlike {model.name}'s")
 
-    def forward(self, outputs: Any, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, outputs: Any, labels: Tensor, teacher: Any = None, agreement: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss.
+
+        Args:
+            outputs: Of the network in training.
+            labels: (B,).
+            teacher: What the averaged weights give for the same images, for soft_cross_entropy and soft_triplet.
+            agreement: (B, parts), how far each part's neighbours are those of the whole image.
+        """
         with torch.autocast(labels.device.type, enabled=False):
-            found = list(self._parts(outputs, labels))
+            found = [
+                *self._parts(outputs, labels, agreement),
+                *(self._soft(outputs, labels, teacher) if teacher else ()),
+            ]
         loss = torch.stack([weight * value for _, weight, value in found]).sum()
         return loss, {name: value.detach() for name, _, value in found}
 
-    def _parts(self, outputs: Any, labels: Tensor) -> Iterator[tuple[str, float, Tensor]]:
+    def _parts(self, outputs: Any, labels: Tensor, agreement: Tensor | None) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of each loss that has a weight."""
         r, xs = self.recipe, outputs.embeddings
         if r.cross_entropy_weight:
-            yield (
-                "cross_entropy",
-                r.cross_entropy_weight,
-                self._mean([self._classify(x, labels) for x in outputs.logits]),
-            )
+            if agreement is None:
+                branches = [self._classify(x, labels) for x in outputs.logits]
+            else:
+                late = self.epoch > r.parts_after
+                targets = refined(outputs.logits, labels, agreement, r.part_labels, None if late else r.smoothing)
+                branches = [F.cross_entropy(x.float(), t) for x, t in zip(outputs.logits, targets, strict=True)]
+            yield "cross_entropy", r.cross_entropy_weight * (1 - r.soft_cross_entropy), self._mean(branches)
         if r.triplet_weight:
-            yield "triplet", r.triplet_weight, self._mean([triplet(x, labels, r.margin, r.mining) for x in xs])
+            each = [triplet(x, labels, r.margin, r.mining) for x in xs]
+            yield "triplet", r.triplet_weight * (1 - r.soft_triplet), self._mean(each)
         if r.center_weight:
             pairs = zip(xs, self.centers, strict=True)
             yield "center", r.center_weight, self._mean([center(x, labels, centers) for x, centers in pairs])
@@ -265,6 +313,21 @@ class Criterion(nn.Module):
             yield name, weight, _checked(name, loss(outputs, labels))
         if r.orthogonal_features and self.epoch > r.orthogonal_features_after:
             yield "orthogonal_features", r.orthogonal_features, feature_spread(outputs.maps)
+
+    def _soft(self, outputs: Any, labels: Tensor, teacher: Any) -> Iterator[tuple[str, float, Tensor]]:
+        """The losses against a teacher; of two networks each learns from the other's."""
+        r = self.recipe
+
+        def pairs(own: list[Tensor], taught: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+            half = len(taught) // 2 if r.mutual else 0
+            return zip(own, taught[half:] + taught[:half], strict=True)
+
+        if weight := r.cross_entropy_weight * r.soft_cross_entropy:
+            each = [F.cross_entropy(x.float(), y.float().softmax(1)) for x, y in pairs(outputs.logits, teacher.logits)]
+            yield "soft_cross_entropy", weight, self._mean(each)
+        if weight := r.triplet_weight * r.soft_triplet:
+            each = [soft_triplet(x, labels, y) for x, y in pairs(outputs.embeddings, teacher.embeddings)]
+            yield "soft_triplet", weight, self._mean(each)
 
     def _classify(self, logits: Tensor, labels: Tensor) -> Tensor:
         r = self.recipe

@@ -1,8 +1,8 @@
-"""Labels that a run finds for itself: before each epoch its images are clustered, and a memory is made of them.
+"""Labels that a run finds for itself: before each epoch its images are clustered, for a memory or for classifiers.
 
-Cluster-Contrast extracts all features anew and begins each epoch with a memory of cluster means. SpCL clusters the rows
-of its memory, one of each image, which is never made anew. People whose labels may be read, of a source data set, have
-class rows in front of either.
+Cluster-Contrast extracts all features anew and begins each epoch with a memory of cluster means; MMT and PPLR begin it
+with classifiers of these means. SpCL clusters the rows of its memory, one of each image, which is never made anew.
+People whose labels may be read, of a source dataset, have class rows in front of all.
 """
 
 import time
@@ -21,6 +21,7 @@ from reidlib.evaluation import extract_features, jaccard_graph
 from reidlib.training.clusters import cluster_quality, pseudo_labels
 from reidlib.training.memory import ClusterMemory
 from reidlib.training.recipes import Recipe
+from reidlib.training.refinement import PartHeads, WithParts, agreement
 
 
 def cluster_batches(
@@ -44,6 +45,16 @@ def cluster_batches(
     return JoinedSampler(source, make())
 
 
+def num_classes(dataset: Any, recipe: Recipe) -> int:
+    """The classes that a model is built with: people; 0 for a memory; for classified clusters as many as there can be.
+
+    DBSCAN's clusters have `min_samples` images or more, but for those that lose shared ones to others.
+    """
+    if not recipe.clusters:
+        return 0 if recipe.contrast_weight else dataset.num_classes
+    return len(dataset.labelled) + max(2, len(dataset.train) // recipe.min_samples)
+
+
 class Relabel:
     """Clusters the training images: `relabel(model, epoch)` sets the attributes and gives what it found, for a log.
 
@@ -58,13 +69,18 @@ class Relabel:
     Attributes:
         labels: (N,) int64 clusters of the images that are not labelled, -1 for outliers and for labelled ones.
         rows: (N,) int64, on the device: each image's row of the memory, -1 where it has none.
-        memory: The memory, on the device.
+        memory: The memory, on the device; None where clusters are classified.
+        centers: (R, D) features of length 1 that classifiers begin the epoch with, in place of a memory.
+        part_centers: The same of each part.
+        agreement: (N, parts), on the device: how far each part's neighbours are those of the whole image.
         source_rows: How many rows stand in front for the classes of the source.
     """
 
     memory: ClusterMemory | None = None
     labels: Tensor | None = None
     rows: Tensor
+    centers: Tensor
+    agreement: Tensor | None = None
 
     def __init__(
         self,
@@ -90,9 +106,14 @@ class Relabel:
         self.truth = truth.numpy() if len(truth.unique()) > 1 else None
         self.threshold: float | None = None
         self.resumed: Tensor | None = None  # rows of a checkpoint
+        self.part_centers: list[Tensor] = []
 
-    def __call__(self, model: nn.Module, epoch: int) -> dict[str, Any]:
-        """Cluster the images before epoch `epoch`.
+    def __call__(self, model: nn.Module, parts: PartHeads | None = None) -> dict[str, Any]:
+        """Cluster the images before an epoch.
+
+        Args:
+            model: Its features are clustered.
+            parts: Its parts, where they refine the labels.
 
         Returns:
             What `cluster_quality` measures, and the seconds that it took.
@@ -102,8 +123,12 @@ class Relabel:
         """
         start, source = time.perf_counter(), self.source_rows
         rows = self.resumed if self.memory is None else self.memory.rows.cpu()
+        of_parts: list[Tensor] = []
         if rows is None or self.recipe.memory == "cluster":
-            feats = normalize(self._extract(model))
+            feats = self._extract(WithParts(model, parts) if parts else model)
+            if parts:
+                feats, *of_parts = feats.split([parts.whole, *(head.feature_dim for head in parts)], dim=1)
+            feats = normalize(feats)
             rows = torch.cat([_means(feats[~self.target], self.classes, source), feats[self.target]])
         found, self.threshold, row = self._agreed(rows[source:])
         images = torch.full((len(self.target),), -1)  # the row of each
@@ -121,6 +146,16 @@ class Relabel:
         self.labels[self.target] = found
         self.sampler.set_labels(self.labels.numpy())
         self.rows = images.to(self.device)
+        if parts:
+            self.agreement = torch.ones(len(images), len(parts))
+            self.agreement[self.target] = agreement(
+                feats[self.target], [x[self.target] for x in of_parts], self.recipe.part_neighbours, self.device
+            )
+            self.agreement = self.agreement.to(self.device)
+            self.part_centers = [_means(x[images >= 0], images[images >= 0], len(rows)) for x in of_parts]
+        if self.recipe.clusters:
+            self.centers = rows
+            return row | {"cluster_seconds": round(time.perf_counter() - start, 3)}
         self.memory = ClusterMemory(
             rows,
             groups,

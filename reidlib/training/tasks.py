@@ -47,7 +47,7 @@ def fit(
         return run_processes(run.params, model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    sampler = cluster_batches(dataset, recipe, **part) if recipe.contrast_weight else None
+    sampler = cluster_batches(dataset, recipe, **part) if recipe.finds_clusters else None
     loader = train_loader(
         dataset,
         model.input_size,

@@ -1,6 +1,6 @@
 """Drawn people under drawn cameras, written as a dataset, so that everything runs without a download.
 
-`synthetic` and `synthetic_b` are two settings: other wardrobes, other cameras, other scenes. Each comes in four sizes;
+`synthetic`, `synthetic_b` and `synthetic_c` differ in wardrobes, cameras and scenes. Each comes in five sizes;
 docs/data.md has their counts, and how hard they are. Every image is drawn at 128 × 64, whatever size it is read at.
 """
 
@@ -107,6 +107,28 @@ SETTINGS = {
         ),
     ),
     "synthetic_wild": Setting(WARDROBE, (Camera("", 0, 0, 100, 100, 100, 0, 0, 0, 0, 0),) * 6, wild=True),
+    # Last: the place in this table is part of each draw.
+    "synthetic_c": Setting(
+        dict(
+            upper="tee*4 vest*3 dress*3 long*2 hoodie",
+            upper_colour="white*4 yellow*3 pink*3 sky*3 orange*2 teal*2 green*2 purple red grey",
+            pattern="plain*3 stripes*3 dots*3 bands*2 print*2 halves sleeves",
+            lower="shorts*5 skirt*4 leggings*2 wide*2 trousers",
+            lower_colour="white*3 beige*3 denim*3 grey*2 navy brown black",
+            shoes="sneakers*6 boots",
+            shoe_colour="white*4 tan*2 red*2 blue black",
+            bag="none*3 handbag*3 backpack*2 shoulder*2",
+            hat="none*3 cap*3 hat*3 beanie",
+        ),
+        (
+            Camera("plaza*2 park station", 16, -8, 116, 112, 112, 10, 6, 82, 60, 10),
+            Camera("park*2 market plaza", 4, 10, 122, 92, 118, 30, 8, 90, 150, 34),
+            Camera("station*2 shop plaza", -18, 4, 74, 114, 84, 20, 14, 68, 240, 12),
+            Camera("market*2 park shop", -2, -18, 96, 100, 74, 50, 6, 80, 330, 22),
+            Camera("shop*2 station market", 12, 12, 84, 88, 96, 0, 12, 88, 110, 2),
+            Camera("plaza*2 park market", -10, -2, 104, 118, 124, 20, 8, 72, 200, 18),
+        ),
+    ),
 }
 
 SIZES = {
