@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with its own data_paths.yaml and runs; drawn data is shared by the whole session."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "data_paths.yaml").write_text(
-        "synthetic: data\nsynthetic_b: data\nsynthetic_c: data\nmarket1501: missing/Market-1501\n"
+        "synthetic: data\nsynthetic_b: data\nmarket1501: missing/Market-1501\nsynthetic_c: data\n"
     )
     return folder
 

@@ -165,11 +165,13 @@ def _unknown(name: str) -> Exception:
 
 
 def _names() -> str:
-    """All names in a line, the splits of a dataset as one."""
+    """All names in a line, the splits of a dataset and the sizes of a drawn one together."""
     splits: dict[str, int] = {}
     for name in list_datasets():
         base, _, number = name.partition("-split")
         splits[base] = max(splits.get(base, 0), int(number or 0))
     # A name without splits may have some beside it: cuhk03-detected.
     several = [f"{base}-split1 to {last}" for base, last in splits.items() if last]
-    return ", ".join([*(name for name in list_datasets() if "-split" not in name), *several])
+    drawn = [f"{setting}-{', -'.join(SIZES)}" for setting in SETTINGS]
+    single = (name for name in list_datasets() if "-split" not in name and name.partition("-")[0] not in SETTINGS)
+    return ", ".join([*single, *drawn, *several])
