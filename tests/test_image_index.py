@@ -219,6 +219,34 @@ def test_the_table_of_thresholds_is_in_words() -> None:
     assert "calibrate(dataset)" in own_views.threshold_table(None)
 
 
+def test_tracklets_are_searched_and_grouped_by_one_feature_each(extractor, tmp_path: Path) -> None:
+    folder = tmp_path / "tracks"
+    folder.mkdir()
+    for i in range(12):
+        crop(i // 3 % 3).rotate(2 * i).save(folder / f"c{i // 6}_{i // 3:03}_{i % 3}.png")
+    crop(7).save(folder / "other.png")
+    index = ImageIndex(extractor, folder, tmp_path / "index")
+    index.update()
+    tracks = index.tracks("{camid}_{track}_*.png")
+    assert [[Path(path).name for path in paths] for paths in tracks.members] == [
+        *([f"c{t // 2}_{t:03}_{i}.png" for i in range(3)] for t in range(4)), ["other.png"]
+    ]  # fmt: skip
+    every = dict(zip(*((list(a)) for a in next((p, f) for p, _, f in index.table())), strict=True))
+    query = normalize(extractor.extract([folder / "c0_001_1.png"]).feats)
+    naive = {}
+    for paths in tracks.members:
+        mean = torch.stack([normalize(every[path], dim=0) for path in paths]).mean(0)
+        naive[paths[0]] = float(query @ normalize(mean, dim=0))
+    (found,) = tracks.find([folder / "c0_001_1.png"], 9)
+    assert [hit.path for hit in found] == sorted(naive, key=naive.get, reverse=True)
+    assert [hit.similarity for hit in found] == pytest.approx([naive[hit.path] for hit in found], abs=1e-6)
+    groups = [set(group) for group in tracks.groups(0.0)]
+    assert sum(map(len, groups)) == 13
+    assert all(set(paths) <= group or not group & set(paths) for paths in tracks.members for group in groups)
+    with pytest.raises(ValueError, match=r"names no \{track\}"):
+        index.tracks("{camid}_*.png")
+
+
 @pytest.fixture
 def run(extractor, tiny):
     from reidlib.training.record import save_model
@@ -244,6 +272,10 @@ def test_find_prints_lists_groups_and_what_was_skipped(folder: Path, run, capsys
     assert "10 images (0 new)" in capsys.readouterr().out
     assert find([query, query, "--run", "r"]) == 0  # calibrates on the run's own dataset
     assert "The same person: similarity 1.000" in capsys.readouterr().out
+    assert find([query, str(folder), *options, "--pattern", "it's {track}.png"]) == 0
+    assert "10 tracklets, each listed as its first image" in capsys.readouterr().out
+    assert find([query, str(folder), "--run", "r", "--pattern", "{track}*", "--faiss"]) == 1
+    assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_commands_say_in_one_sentence_what_is_wrong(folder: Path, run, capsys) -> None:

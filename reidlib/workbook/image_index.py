@@ -31,7 +31,7 @@ from torch import Tensor
 
 from reidlib.data.own_images import fields_of_name, walk_folder
 from reidlib.data.samples import file_state
-from reidlib.evaluation import rank_gallery
+from reidlib.evaluation import Features, average_tracks, rank_gallery
 from reidlib.evaluation.kernels import squares
 from reidlib.evaluation.spaces import ORDINARY
 from reidlib.files import clear_parts, whole_file
@@ -281,12 +281,7 @@ class ImageIndex:
         Raises:
             ValueError: A query cannot be read, or the index is empty.
         """
-        feats = images
-        if not (isinstance(images, Tensor) and images.ndim == 2 and images.is_floating_point()):
-            found = self.extractor.extract(images)
-            if found.skipped:
-                raise ValueError(f"queries cannot be read: {found.summary()}")
-            feats = found.feats
+        feats = self._queries(images)
         if approximate:
             from reidlib.workbook import faiss_index
 
@@ -298,6 +293,40 @@ class ImageIndex:
             paths = self.paths(row[row >= 0])
             lists.append([Hit(path, s) for path, s in zip(paths, value, strict=False) if path])
         return lists
+
+    def _queries(self, images: Any) -> Tensor:
+        if isinstance(images, Tensor) and images.ndim == 2 and images.is_floating_point():
+            return images
+        found = self.extractor.extract(images)
+        if found.skipped:
+            raise ValueError(f"queries cannot be read: {found.summary()}")
+        return found.feats
+
+    def tracks(self, pattern: str) -> "TrackIndex":
+        """The same index with one feature a tracklet, the mean over its images; see `average_tracks`.
+
+        Args:
+            pattern: What file names say, with `{track}` in it; see `own_images.compile_pattern`. An image whose name
+                is not of this form is a tracklet by itself.
+
+        Raises:
+            ValueError: The pattern has no `{track}`.
+        """
+        if "{track}" not in pattern:
+            raise ValueError(f"the pattern {pattern!r} names no {{track}}: write it as in '{{camid}}_{{track}}_*.jpg'")
+        paths, fields, feats = [], [], [torch.empty(0, self.extractor.model.feature_dim)]
+        for some, said, part in self.table(pattern):
+            paths += some
+            fields += said
+            feats.append(part)
+        cameras = {camera: n for n, camera in enumerate(sorted({said.get("camid") or "" for said in fields}))}
+        camids = torch.tensor([cameras[said.get("camid") or ""] for said in fields], dtype=torch.int64)
+        images = Features(torch.cat(feats), torch.zeros_like(camids), camids)
+        averaged, track_of = average_tracks(images, [said.get("track") or "" for said in fields])
+        members: list[list[str]] = [[] for _ in range(len(averaged))]
+        for path, track in zip(paths, track_of.tolist(), strict=True):
+            members[track].append(path)
+        return TrackIndex(self, averaged.feats, members)
 
     def groups(self, threshold: float) -> list[list[str]]:
         """Paths of the images that show the same person, the largest group first; see `group_features`.
@@ -311,6 +340,44 @@ class ImageIndex:
         groups = group_features(torch.cat(list(self._parts()))[rows], threshold)
         for group, path in zip(groups.tolist(), self.paths(rows), strict=True):
             found.setdefault(group, []).append(path)
+        return [sorted(found[group]) for group in sorted(found)]
+
+
+@dataclass(frozen=True)
+class TrackIndex:
+    """An index with one feature a tracklet, in memory.
+
+    Attributes:
+        index: Of the images.
+        feats: (T, D) float32, normalised.
+        members: Paths of the images of each tracklet.
+    """
+
+    index: ImageIndex
+    feats: Tensor
+    members: list[list[str]]
+
+    @property
+    def extractor(self) -> "Extractor":
+        return self.index.extractor
+
+    @property
+    def folder(self) -> Path:
+        return self.index.folder
+
+    def find(self, images: Any, k: int = 10) -> list[list[Hit]]:
+        """The nearest tracklets of each query, each as its first image; see `ImageIndex.find`."""
+        queries = self.index._queries(images)
+        ones, zeros = torch.ones(len(queries), dtype=torch.int64), torch.zeros(len(self.feats), dtype=torch.int64)
+        found = rank_gallery(queries, self.feats, ones, zeros, ones, zeros, k=min(k, len(self.feats)))
+        lists = zip(found.indices.tolist(), (1 - found.distances).tolist(), strict=True)
+        return [[Hit(self.members[t][0], s) for t, s in zip(*row, strict=True)] for row in lists]
+
+    def groups(self, threshold: float) -> list[list[str]]:
+        """Paths of the images that show the same person, found by tracklet, the largest group of tracklets first."""
+        found: dict[int, list[str]] = {}
+        for group, paths in zip(group_features(self.feats, threshold).tolist(), self.members, strict=True):
+            found.setdefault(group, []).extend(paths)
         return [sorted(found[group]) for group in sorted(found)]
 
 

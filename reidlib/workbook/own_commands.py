@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from reidlib.workbook.image_index import ImageIndex
 
 
-def _common(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _common(parser: argparse.ArgumentParser, pattern: str) -> argparse.ArgumentParser:
     parser.add_argument("--run", default="", help="run whose model to use; default: the newest")
     parser.add_argument("--model", default="", help="a model of the zoo in place of a run, with --weights")
     parser.add_argument("--weights", default="", help="weights of --model, such as market1501")
     parser.add_argument("--index", default="", help="where the index lies; default: in the run's folder")
     parser.add_argument("--device", default=None, help="cpu, cuda, ...; default: the GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=64, help="images a batch")
-    parser.add_argument("--pattern", default="", help="what file names say, such as '{camid}_{time}_*.jpg'")
+    parser.add_argument("--pattern", default="", help=pattern)
     return parser
 
 
@@ -72,10 +72,12 @@ def _updated(extractor: "Extractor", folder: str, path: str) -> "ImageIndex":
 
 # find
 
+_BY_TRACK = "what file names say, such as '{camid}_{track}_*.jpg': search and group tracklets, not images"
+
 
 def find(argv: Sequence[str] | None = None) -> int:
     """`python -m reidlib.find QUERY FOLDER`: the images of a folder that are nearest to a query."""
-    parser = _common(argparse.ArgumentParser(prog="python -m reidlib.find", description=find.__doc__))
+    parser = _common(argparse.ArgumentParser(prog="python -m reidlib.find", description=find.__doc__), _BY_TRACK)
     parser.add_argument("query", help="an image, or a folder of images")
     parser.add_argument("folder", help="the folder to search; an image: are the two the same person?")
     parser.add_argument("-k", type=int, default=10, help="images in a list")
@@ -89,6 +91,8 @@ def find(argv: Sequence[str] | None = None) -> int:
 
 
 def _find(args: argparse.Namespace) -> None:
+    if args.faiss and args.pattern:
+        raise ValueError("--faiss searches images, and --pattern tracklets: leave one of them out")
     extractor = _extractor(args)
     if args.calibrate:
         print(extractor.calibrate(args.calibrate, progress=sys.stderr.isatty()))
@@ -96,6 +100,9 @@ def _find(args: argparse.Namespace) -> None:
         print(extractor.same_person(args.query, args.folder, false_positive_rate=args.rate))
         return
     index = _updated(extractor, args.folder, args.index)
+    searched = index.tracks(args.pattern) if args.pattern else index
+    if args.pattern:
+        print(f"{len(searched.members)} tracklets, each listed as its first image")
     threshold, meaning = args.threshold, "as given"
     if threshold is None:
         card = extractor.threshold_card()
@@ -116,7 +123,8 @@ def _find(args: argparse.Namespace) -> None:
         from reidlib.workbook import faiss_index
 
         print(f"recall of the approximate search: {faiss_index.recall(index, args.k):.1%} of the {args.k} nearest")
-    lists = index.find(queries.feats, args.k, approximate=args.faiss) if len(queries) else []
+    options = {"approximate": True} if args.faiss else {}
+    lists = searched.find(queries.feats, args.k, **options) if len(queries) else []
     for name, hits in zip(queries.names, lists, strict=True):
         print(f"\n{name}")
         for rank, hit in enumerate(hits, 1):
@@ -131,7 +139,7 @@ def _find(args: argparse.Namespace) -> None:
     if args.groups:
         if threshold is None:
             raise ValueError("groups need a threshold: give --threshold, or --calibrate DATASET")
-        groups = index.groups(threshold)
+        groups = searched.groups(threshold)
         write_groups(args.groups, groups)
         several = [group for group in groups if len(group) > 1]
         alone = len(groups) - len(several)
@@ -152,9 +160,12 @@ def write_groups(file: str | Path, groups: Sequence[Sequence[str]]) -> Path:
 # extract
 
 
+_OF_NAMES = "what file names say, such as '{camid}_{time}_*.jpg': into the columns camera, time and track"
+
+
 def extract(argv: Sequence[str] | None = None) -> int:
     """`python -m reidlib.extract FOLDER -o feats.parquet`: path, camera, time, track, feature and the weights' hash."""
-    parser = _common(argparse.ArgumentParser(prog="python -m reidlib.extract", description=extract.__doc__))
+    parser = _common(argparse.ArgumentParser(prog="python -m reidlib.extract", description=extract.__doc__), _OF_NAMES)
     parser.add_argument("folder", help="the images; sub-folders are read too")
     parser.add_argument("-o", "--output", default="feats.parquet", help="the Parquet file to write")
     return _command(_extract, parser, argv)
