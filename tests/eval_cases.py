@@ -40,11 +40,27 @@ def exact_order(query, gallery, metric):
     return sorted(range(len(rows)), key=lambda j: -((dots[j] * abs(dots[j]) << digits) // squares[j]))
 
 
-def naive(feats, g_feats, pids, g_pids, camids, g_camids, metric="cosine", same_camera=False):
+STANDARD = (("pid", "camid"),)
+
+
+def left_out(query, item, exclude):
+    """Whether a gallery item, a dict of its ids, is left out for a query, by every rule in turn; -1: unknown."""
+
+    def holds(name):
+        a, b = query[name.strip("!")], item[name.strip("!")]
+        return (a != b if name[0] == "!" else a == b) and (name in ("pid", "camid") or -1 not in (a, b))
+
+    return any(all(map(holds, rule)) for rule in exclude)
+
+
+def naive(feats, g_feats, pids, g_pids, camids, g_camids, metric="cosine", exclude=STANDARD, other_ids=None):
     """(ap, inp, first match, order of the kept gallery) of each query, one at a time, in exact arithmetic."""
     out = []
     for i, query in enumerate(np.asarray(feats, np.float64)):
-        keep = (g_pids != -1) & ((g_pids != pids[i]) | (g_camids != camids[i]) | same_camera)
+        columns = {"pid": (pids, g_pids), "camid": (camids, g_camids)} | (other_ids or {})
+        own = {name: q[i] for name, (q, _) in columns.items()}
+        items = [{name: g[j] for name, (_, g) in columns.items()} for j in range(len(g_pids))]
+        keep = np.array([item["pid"] != -1 and not left_out(own, item, exclude) for item in items])
         order = np.array(exact_order(query, np.asarray(g_feats, np.float64), metric))
         order = order[keep[order]]
         ranks = np.flatnonzero(g_pids[order] == pids[i]) + 1

@@ -117,15 +117,32 @@ def test_misspelt_options_are_refused():
             protocol(*drawn(7), same_cameras=True)
 
 
-def test_camera_pairs():
+def test_every_score_takes_the_rules():
+    """Clothes that may not agree are what cameras are in the standard protocol."""
+    q, g, pids, g_pids, camids, g_camids = drawn(5, num_query=20, num_gallery=90)
+    clothes = {"clothes": (camids[::-1], (g_camids + g_pids) % 3)}
+    standard = (q, g, pids, g_pids, *clothes["clothes"])
+    rules = {"exclude": (("pid", "clothes"),), "other_ids": clothes}
+    inputs = (q, g, pids, g_pids, camids, g_camids)
+    a, b = single_shot(*inputs, **rules), single_shot(*standard)
+    assert (a.mAP, a.num_valid) == (b.mAP, b.num_valid) != (single_shot(*inputs).mAP, 0)
+    a, b = verify(*inputs, **rules), verify(*standard)
+    assert (a.auc, a.tar, a.num_genuine) == (b.auc, b.tar, b.num_genuine)
+    assert a.num_genuine != verify(*inputs).num_genuine
+
+
+@pytest.mark.parametrize("rules", [{}, {"exclude": (("pid", "camid"), ("pid", "clothes"))}])
+def test_camera_pairs(rules):
     inputs = drawn(7, num_query=20, num_gallery=120, people=8)
-    result = evaluate_camera_pairs(*inputs)
+    clothes = np.arange(20) % 2, np.arange(120) % 2
+    result = evaluate_camera_pairs(*inputs, **rules, other_ids={"clothes": clothes})
     assert result.mAP.shape == (3, 3)
     for r, c in itertools.product(range(3), range(3)):
         of_query, of_gallery = inputs[4] == result.query_camids[r].item(), inputs[5] == result.gallery_camids[c].item()
         part = [inputs[0][of_query], inputs[1][of_gallery]]
         part += [ids[of] for ids, of in zip(inputs[2:], (of_query, of_gallery) * 2, strict=True)]
-        aps = np.array([row[0] for row in naive(*part)])
+        of_part = {"clothes": (clothes[0][of_query], clothes[1][of_gallery])}
+        aps = np.array([row[0] for row in naive(*part, **rules, other_ids=of_part)])
         assert result.num_valid[r, c] == (~np.isnan(aps)).sum()
         if r == c:
             assert result.mAP[r, c].isnan()

@@ -13,13 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from eval_cases import CASES, arrays, check, drawn, naive, one_thread  # noqa: F401 (a fixture)
+from eval_cases import CASES, STANDARD, arrays, check, drawn, left_out, naive, one_thread  # noqa: F401 (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from reidlib.evaluation import kernels
 from reidlib.evaluation.ranking import evaluate_distances, evaluate_ranking, rank_gallery
+from reidlib.evaluation.reranking import rerank
 from reidlib.evaluation.spaces import Ids, Space
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -180,9 +181,68 @@ def test_squared_distances_that_overflow_are_refused():
     check_naive(evaluate_ranking(q, g, *ids), [q, g, *ids])
 
 
-def test_same_camera_can_be_kept():
+RULES = {
+    "standard": STANDARD,
+    "cloth-changing": (*STANDARD, ("pid", "clothes")),
+    "same clothes": (*STANDARD, ("pid", "!clothes")),
+    "same track": (("pid", "track"),),
+    "same camera and clothes": (("pid", "camid", "clothes"),),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("step", [None, 1.0])
+@pytest.mark.parametrize("rules", RULES)
+def test_each_protocol_equals_a_naive_loop(rules, step, tmp_path):
+    """Junk, ties, unknown clothes and queries without a match; streamed, as lists, of distances and re-ranked."""
+    q, g, *ids = inputs = drawn(3, num_query=14, num_gallery=80, people=6, step=step)
+    ids[0][2] = 77  # of nobody
+    rng = np.random.default_rng(8)
+    columns = {name: tuple(rng.integers(-1, 3, n) for n in (14, 80)) for name in ("clothes", "track")}
+    options = {"exclude": RULES[rules], "other_ids": columns}
+    expected = naive(*inputs, metric="euclidean", **options)
+    assert np.isnan(expected[2][0])
+    np.save(tmp_path / "g.npy", g)
+    for gallery, block_size in ((g, None), (g, 7), (np.load(tmp_path / "g.npy", mmap_mode="r"), 33)):
+        how = {"metric": "euclidean", "block_size": block_size}
+        result = evaluate_ranking(q, gallery, *ids, **how, **options)
+        check_naive(result, inputs, metric="euclidean", **options)
+        lists = rank_gallery(q, gallery, *ids, k=80, **how, **options)
+        for i, (*_, order) in enumerate(expected):
+            assert lists.indices[i, : len(order)].tolist() == order.tolist()
+            assert (lists.indices[i, len(order) :] == -1).all()
+    distances = ((q[:, None].astype(np.float64) - g) ** 2).sum(-1) if step else rerank(q, g).numpy()
+    of_matrix = evaluate_distances(distances, *ids, **options)
+    for i in range(14):
+        keep = [
+            j
+            for j in range(80)
+            if ids[1][j] != -1
+            and not left_out(
+                {"pid": ids[0][i], "camid": ids[2][i]} | {n: c[0][i] for n, c in columns.items()},
+                {"pid": ids[1][j], "camid": ids[3][j]} | {n: c[1][j] for n, c in columns.items()},
+                RULES[rules],
+            )
+        ]
+        order = sorted(keep, key=lambda j: distances[i, j])
+        first = next((rank for rank, j in enumerate(order, 1) if ids[1][j] == ids[0][i]), -1)
+        assert of_matrix.first_match[i] == first
+
+
+def test_the_standard_rule_is_the_default_and_bad_rules_are_refused():
     inputs = drawn(3)
-    check_naive(evaluate_ranking(*inputs, same_camera=True), inputs, same_camera=True)
+    clothes = {"clothes": (np.zeros(9, int), np.zeros(70, int))}
+    same = evaluate_ranking(*inputs, exclude=[["camid", "pid"]], other_ids=clothes)
+    assert torch.equal(same.ap.nan_to_num(), evaluate_ranking(*inputs).ap.nan_to_num())
+    for rules in ("camid", ("pid", "camid"), (("camid",),), (("pid",),), (("pid", "pid"),)):
+        with pytest.raises(ValueError, match="exclude is a list of lists of ids, each with pid and another"):
+            evaluate_ranking(*inputs, exclude=rules)
+    with pytest.raises(ValueError, match=r"cloth.*clothes"):
+        evaluate_ranking(*inputs, exclude=(("pid", "cloth"),), other_ids=clothes)
+    with pytest.raises(ValueError, match="query_pids has 9 entries, query_clothes has 8"):
+        evaluate_ranking(*inputs, other_ids={"clothes": (np.zeros(8, int), np.zeros(70, int))})
+    with pytest.raises(ValueError, match=r"no query has a right match.*left out: \[\('pid', 'clothes'\)\]"):
+        evaluate_ranking(*inputs, exclude=(("pid", "clothes"),), other_ids=clothes)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -209,14 +269,14 @@ def test_distances_from_elsewhere(dtype):
     step=st.sampled_from([None, 0.5, 1.0, 4.0]),
     block_size=st.one_of(st.none(), st.integers(1, 40)),
     metric=st.sampled_from(["cosine", "euclidean"]),
-    same_camera=st.booleans(),
+    exclude=st.sampled_from([STANDARD, ()]),
     device=st.sampled_from(["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]),
 )
 def test_equals_a_naive_loop(
-    seed, num_query, num_gallery, dim, people, cameras, step, block_size, metric, same_camera, device
+    seed, num_query, num_gallery, dim, people, cameras, step, block_size, metric, exclude, device
 ):
     inputs = drawn(seed, num_query, num_gallery, dim, people, cameras, step)
-    options, where = {"metric": metric, "same_camera": same_camera}, {"block_size": block_size, "device": device}
+    options, where = {"metric": metric, "exclude": exclude}, {"block_size": block_size, "device": device}
     if all(np.isnan(row[0]) for row in naive(*inputs, **options)):
         with pytest.raises(ValueError, match="no query has a right match"):
             evaluate_ranking(*inputs, **options, **where)
@@ -375,6 +435,9 @@ def on_each_process(rank, processes, store, folder):
         shard = (q, g[cut], pids, g_pids[cut], camids, g_camids[cut])
         result = evaluate_ranking(*shard, block_size=100, group=group)
         torch.save(result.ap, f"{folder}/{name}.{rank}")
+        clothes = {"clothes": (pids % 3, g_camids[cut] % 3)}
+        result = evaluate_ranking(*shard, group=group, exclude=(("pid", "clothes"),), other_ids=clothes)
+        torch.save(result.ap, f"{folder}/clothes.{name}.{rank}")
     if rank == processes - 1:
         shard[1][3, 0] = np.nan
     try:
@@ -391,6 +454,9 @@ def test_gallery_shared_out(tmp_path, processes):
     for rank in range(processes):
         for name in ("ordinary", "ties_block_edges", "junk_distractors"):
             assert torch.equal(torch.load(tmp_path / f"{name}.{rank}"), evaluate_ranking(*arrays(name)).ap)
+            clothes = {"clothes": (arrays(name)[2] % 3, arrays(name)[5] % 3)}
+            whole = evaluate_ranking(*arrays(name), exclude=(("pid", "clothes"),), other_ids=clothes)
+            assert torch.equal(torch.load(tmp_path / f"clothes.{name}.{rank}").nan_to_num(), whole.ap.nan_to_num())
         row = 300 * (processes - 1) // processes + 3
         message = f"process {processes - 1}: gallery_feats has a NaN or infinite value in row {row}"
         assert (tmp_path / f"error.{rank}").read_text() == message

@@ -23,7 +23,7 @@ from PIL import Image
 
 from reidlib.data.datasets import PUBLISHED
 from reidlib.data.readers import some
-from reidlib.data.samples import SPLITS, ReIDDataset, Sample
+from reidlib.data.samples import SPLITS, ReIDDataset, Sample, is_left_out
 from reidlib.decoding import decode_image
 
 STOP, LOOK, FINE = "stop", "look", "fine"  # would fail or mislead; worth knowing; nothing found
@@ -296,11 +296,14 @@ def compare_counts(dataset: ReIDDataset) -> list[dict[str, object]]:
 
 
 def unmatched_queries(dataset: ReIDDataset) -> list[Sample]:
-    """Queries whose person no other camera shows in the gallery: they have no answer and count in no mean."""
-    cameras: dict[int, set[int]] = defaultdict(set)
+    """Queries without a right image in the gallery, by the dataset's protocol: they count in no mean."""
+    kinds: dict[int, dict[tuple[object, ...], Sample]] = defaultdict(dict)  # one gallery image of each kind
     for s in dataset.gallery:
-        cameras[s.pid].add(s.camid)
-    return [s for s in dataset.query if s.pid < 1 or not cameras[s.pid] - {s.camid}]
+        kinds[s.pid][s.camid, s.clothes, s.track if "track" in str(dataset.exclude) else ""] = s
+    return [
+        s for s in dataset.query
+        if s.pid < 1 or all(is_left_out(s, item, dataset.exclude) for item in kinds[s.pid].values())
+    ]  # fmt: skip
 
 
 def people_by_camera(samples: Sequence[Sample]) -> tuple[np.ndarray, list[int], list[int]]:

@@ -244,6 +244,11 @@ def in_order(
     return _loader(images, BatchSampler(mine, batch_size, drop_last=False), workers)
 
 
+def slice_of(samples: Sequence[Sample], rank: int, world: int) -> Sequence[Sample]:
+    """The consecutive part of `samples` that process `rank` of `world` reads."""
+    return samples[len(samples) * rank // world : len(samples) * (rank + 1) // world]
+
+
 def eval_loader(
     samples: Sequence[Sample],
     size: tuple[int, int],
@@ -266,9 +271,9 @@ def eval_loader(
         batch_size: images a batch.
         workers, rank, world, cache_gib: see `train_loader`.
     """
-    samples = samples[len(samples) * rank // world : len(samples) * (rank + 1) // world]
+    mine = slice_of(samples, rank, world)
     images = ImageSet(
-        samples, size, cameras=cameras, interpolation=interpolation, cache_gib=cache_gib, world=world
+        mine, size, cameras=cameras, interpolation=interpolation, cache_gib=cache_gib, world=world
     ).preload()
     return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)
 

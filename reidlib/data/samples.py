@@ -10,16 +10,32 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 SPLITS = ("train", "query", "gallery")
 COMBINED = "-combineall"  # behind the name of a training set that holds query and gallery as well
 _HASHED = 2**28  # bytes up to which a fingerprint reads the files themselves
 
 
+STANDARD = (("pid", "camid"),)
+# Which gallery images are left out for a query: those that agree with it in all ids of one tuple; "!": that differ.
+PROTOCOLS = {
+    "standard": STANDARD,
+    "cloth-changing": (*STANDARD, ("pid", "clothes")),
+    "same clothes": (*STANDARD, ("pid", "!clothes")),
+    "same track left out": (("pid", "track"),),
+    "nothing left out": (),
+}
+
+
 class Sample(NamedTuple):
-    """One image: its file, the person in it (-1 junk, 0 distractor or unknown), the camera (0 unknown), and, where they
-    are known, its tracklet (a name that is unique within its camera) and time, as they were written.
+    """One image, or one tracklet: its file, the person in it (-1 junk, 0 distractor or unknown), the camera (0
+    unknown), and, where they are known, its tracklet (a name that is unique within its camera), time and clothes (a
+    name that is unique within its person), as they were written.
+
+    `frames`: all images of a tracklet that is tested as one; `path` is the first of them.
     """
 
     path: Path
@@ -27,6 +43,42 @@ class Sample(NamedTuple):
     camid: int
     track: str = ""
     time: str = ""
+    clothes: str = ""
+    frames: tuple[Path, ...] = ()
+
+
+def is_left_out(query: Sample, item: Sample, exclude: Sequence[Sequence[str]]) -> bool:
+    """Whether `item` is left out of the gallery for `query`; see `PROTOCOLS`. Unknown clothes neither agree nor differ.
+
+    The evaluator has the same rule over columns of numbers, `reidlib.evaluation.spaces.Ids.kept`.
+    """
+    return any(all(_holds(name, query, item) for name in rule) for rule in exclude)
+
+
+def _holds(name: str, query: Sample, item: Sample) -> bool:
+    a, b = (_id_of(sample, name.removeprefix("!")) for sample in (query, item))
+    return (a != b if name[0] == "!" else a == b) and a is not None and b is not None
+
+
+def _id_of(sample: Sample, name: str) -> object:
+    """An id of a sample, None where it is unknown."""
+    if name in ("pid", "camid"):
+        return getattr(sample, name)
+    if not getattr(sample, name):
+        return None
+    # Clothes are numbered within a person, tracklets within a camera.
+    return getattr(sample, name), (sample.pid if name == "clothes" else sample.camid)
+
+
+def frames_of(samples: Sequence[Sample]) -> tuple[Sequence[Sample], list[str]]:
+    """Every image of samples, and for each the position of its sample, as text; [] where no sample is a tracklet.
+
+    `average_tracks` of their features then gives one row a sample, in their order.
+    """
+    if not any(s.frames for s in samples):
+        return samples, []
+    numbered = [(n, s, path) for n, s in enumerate(samples) for path in s.frames or (s.path,)]
+    return [s._replace(path=path, frames=()) for _, s, path in numbered], [str(n) for n, _, _ in numbered]
 
 
 def file_state(path: str | Path) -> tuple[int, int, int]:
@@ -56,6 +108,7 @@ class ReIDDataset:
         version: tells editions apart that share a name.
         notes: what a user should know about how it was found.
         people, cameras: names of pids and camids whose numbers were made here.
+        exclude: the protocol: which gallery images are left out for a query, see `PROTOCOLS`.
         single_shot: CUHK03's first protocol, with one gallery image a person.
         tested_on: the dataset whose query and gallery these are, where they are another's.
         labelled: people of the training set whose pids may be learned from, where the rest is to be clustered.
@@ -70,6 +123,7 @@ class ReIDDataset:
     notes: tuple[str, ...] = ()
     people: Mapping[int, str] = field(default_factory=dict)
     cameras: Mapping[int, str] = field(default_factory=dict)
+    exclude: tuple[tuple[str, ...], ...] = STANDARD
     single_shot: bool = False
     tested_on: str = ""
     labelled: frozenset[int] = frozenset()
@@ -101,6 +155,37 @@ class ReIDDataset:
         """Those of all splits."""
         return self.train + self.query + self.gallery
 
+    @property
+    def protocol_name(self) -> str:
+        """The protocol in words."""
+        return next((name for name, rules in PROTOCOLS.items() if rules == self.exclude), str(self.exclude))
+
+    def protocol(
+        self, query: Sequence[Sample] | None = None, gallery: Sequence[Sample] | None = None
+    ) -> dict[str, Any]:
+        """What `evaluate_ranking` is to be told of this dataset: nothing for the standard protocol, else `exclude`, and
+        the `other_ids` that it names, as numbers.
+
+        Args:
+            query, gallery: Some of the dataset's samples; default: all.
+        """
+        if self.exclude == STANDARD:
+            return {}
+        sides = (self.query if query is None else query, self.gallery if gallery is None else gallery)
+        names = sorted({name.removeprefix("!") for rule in self.exclude for name in rule} - {"pid", "camid"})
+        numbers = {name: self._numbers(name) for name in names}
+        columns: dict[str, Any] = {
+            name: tuple(np.array([numbers[name][_id_of(s, name)] for s in side], np.int64) for side in sides)
+            for name in names
+        }
+        return {"exclude": self.exclude, "other_ids": columns}
+
+    def _numbers(self, name: str) -> dict[object, int]:
+        """Id of that name → number, over query and gallery, so that all processes agree; unknown is -1."""
+        found = dict.fromkeys(_id_of(s, name) for s in (*self.query, *self.gallery))
+        found.pop(None, None)
+        return {value: number for number, value in enumerate(found)} | {None: -1}
+
     def relative(self, sample: Sample) -> str:
         """The sample's path from the dataset's root: the same on every computer."""
         return sample.path.as_posix().removeprefix(f"{self.root.as_posix()}/")
@@ -128,16 +213,17 @@ class ReIDDataset:
         digest = hashlib.sha256()
         for split in self.splits.values():
             for s in split:
-                digest.update(
-                    f"{self.relative(s)}|{s.pid}|{s.camid}|{marks[s.path]}\n".encode("utf-8", "surrogateescape")
-                )
+                more = f"|{s.clothes}" * bool(s.clothes) + f"|{len(s.frames)}" * bool(s.frames)
+                line = f"{self.relative(s)}|{s.pid}|{s.camid}|{marks[s.path]}{more}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
             digest.update(b"--\n")
         return digest.hexdigest()
 
     def stamp(self) -> dict[str, object]:
         """What a result says about the data behind it: version, fingerprint, and how many images each split has."""
         images = {split: len(samples) for split, samples in self.splits.items()}
-        return {"version": self.version, "data": self.fingerprint(), "images": images}
+        about = {"version": self.version, "data": self.fingerprint(), "images": images}
+        return about | {"protocol": self.protocol_name}
 
     def counts(self) -> list[dict[str, object]]:
         """One row a split: images, people, cameras, distractors, junk. Ready for a table."""
@@ -198,6 +284,15 @@ def merge(
         notes=tuple(f"{d.name}: {note}" for d in moved.values() for note in d.notes),
         people=dict(chain(*(d.people.items() for d in moved.values()))),
         cameras=dict(chain(*(d.cameras.items() for d in moved.values()))),
+        exclude=_common_protocol(tests),
         single_shot=any(d.single_shot for d in tests),
         tested_on="" if tested_on is None else tested_on.name,
     )
+
+
+def _common_protocol(datasets: Sequence[ReIDDataset]) -> tuple[tuple[str, ...], ...]:
+    """Of the datasets whose query and gallery are joined. ValueError where they have several."""
+    if len(found := dict.fromkeys(d.exclude for d in datasets)) > 1:
+        several = ", ".join(f"{d.name}: {d.protocol_name}" for d in datasets)
+        raise ValueError(f"query and gallery of several protocols cannot be joined ({several}): name one in tested_on")
+    return next(iter(found))

@@ -11,8 +11,21 @@ from torch.nn.functional import normalize
 from reidlib.errors import unknown_name
 from reidlib.evaluation import kernels
 from reidlib.evaluation.kernels import njit
-from reidlib.evaluation.ranking import Pairs, RankingResult, evaluate_ranking, measure, rank_gallery
-from reidlib.evaluation.spaces import JUNK, Feats, Gallery, Ids, Space, at_least_one, blocks, rows_of, scaled
+from reidlib.evaluation.ranking import Pairs, RankingResult, evaluate_ranking, measure, rank_gallery, require_match
+from reidlib.evaluation.spaces import (
+    JUNK,
+    STANDARD,
+    Exclude,
+    Feats,
+    Gallery,
+    Ids,
+    OtherIds,
+    Space,
+    at_least_one,
+    blocks,
+    rows_of,
+    scaled,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +52,8 @@ def single_shot(
     metric: str = "cosine",
     device: torch.device | str | None = None,
     block_size: int | None = None,
-    same_camera: bool = False,
+    exclude: Exclude = STANDARD,
+    other_ids: OtherIds | None = None,
 ) -> SingleShot:
     """CUHK03's first protocol: of each gallery identity one image is drawn for each query, after the usual removal.
 
@@ -54,7 +68,7 @@ def single_shot(
     All other arguments and the errors are those of `evaluate_ranking`.
     """
     at_least_one(repeats=repeats, max_rank=max_rank)
-    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, exclude=exclude, other_ids=other_ids)
     people, person = ids.gallery_pids.unique(return_inverse=True)
     queries, rng = rows_of(query_feats, "query_feats"), np.random.default_rng(seed)
     shares = np.zeros(max(len(people), max_rank))  # of each rank of the right match, summed over valid queries
@@ -63,7 +77,7 @@ def single_shot(
         tile = slice(start, start + 64)
         of_tile = (queries[tile], gallery_feats, ids.query_pids[tile], ids.gallery_pids)
         of_tile += (ids.query_camids[tile], ids.gallery_camids)
-        options = {"metric": metric, "device": device, "block_size": block_size, "same_camera": same_camera}
+        options = {"metric": metric, "device": device, "block_size": block_size} | ids.rules(tile)
         lists = rank_gallery(*of_tile, k=len(ids.gallery_pids), **options)
         for order, match in zip(lists.indices, lists.matches.numpy(), strict=True):
             order = order[order >= 0]
@@ -74,8 +88,7 @@ def single_shot(
                     _expect(person[order].numpy(), match, len(people), shares)
                 else:
                     _draw(person[order].numpy(), match, repeats, rng, shares)
-    if not num_valid:
-        raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
+    require_match(np.array(num_valid), ids)
     shares /= num_valid
     cmc = torch.from_numpy(shares.cumsum()[:max_rank])
     return SingleShot(cmc, float((shares / np.arange(1, len(shares) + 1)).sum()), num_valid, len(queries))
@@ -142,7 +155,8 @@ def verify(
     *,
     fars: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1),
     metric: str = "cosine",
-    same_camera: bool = False,
+    exclude: Exclude = STANDARD,
+    other_ids: OtherIds | None = None,
     across_cameras: bool = False,
     block_size: int = 1024,
     progress: bool = False,
@@ -161,9 +175,9 @@ def verify(
 
     All other arguments and the errors are those of `evaluate_ranking`.
     """
-    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, exclude=exclude, other_ids=other_ids)
     space = Space(query_feats, metric, "cpu", ids)
-    pairs = Pairs.of(ids, same_camera, space.device)
+    pairs = Pairs.of(ids, space.device)
     measure(space, gallery_feats, ids, pairs, block_size)
     genuine = pairs.exact[pairs.kept].sort().values
     nearer, level = torch.zeros(2, len(genuine) + 1, dtype=torch.int64)  # impostors by the first genuine pair beyond
@@ -355,15 +369,16 @@ def evaluate_camera_pairs(
     metric: str = "cosine",
     device: torch.device | str | None = None,
     block_size: int | None = None,
-    same_camera: bool = False,
+    exclude: Exclude = STANDARD,
+    other_ids: OtherIds | None = None,
 ) -> CameraPairs:
     """Score the queries of each camera in the gallery of each: one ranking per gallery camera.
 
     Arguments and errors are those of `evaluate_ranking`.
     """
-    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, exclude=exclude, other_ids=other_ids)
     gallery = rows_of(gallery_feats, "gallery_feats")
-    options = {"metric": metric, "device": device, "block_size": block_size, "same_camera": same_camera}
+    options: dict[str, Any] = {"metric": metric, "device": device, "block_size": block_size}
     if len(gallery) != ids.rows:
         raise ValueError(f"gallery_feats has {len(gallery)} rows, gallery_pids has {ids.rows}")
     (rows, row), columns = ids.query_camids.unique(return_inverse=True), ids.gallery_camids.unique()
@@ -372,8 +387,9 @@ def evaluate_camera_pairs(
     for c, camera in enumerate(columns):
         here = (ids.gallery_camids == camera).nonzero()[:, 0]
         of_camera = (ids.query_pids, ids.gallery_pids[here], ids.query_camids, ids.gallery_camids[here])
-        if Pairs.of(Ids(*of_camera), same_camera, torch.device("cpu")).kept.any():
-            ap = evaluate_ranking(query_feats, gallery[here.to(gallery.device)], *of_camera, **options).ap
+        rules: dict[str, Any] = ids.rules(gallery=here)
+        if Pairs.of(Ids(*of_camera, **rules), torch.device("cpu")).kept.any():
+            ap = evaluate_ranking(query_feats, gallery[here.to(gallery.device)], *of_camera, **options, **rules).ap
             for r in range(len(rows)):
                 mine = ap[(row == r) & ~ap.isnan()]
                 mean[r, c], valid[r, c] = mine.mean(), len(mine)  # the mean of none is NaN

@@ -6,9 +6,9 @@ matrix product per tile counts the items that are surely ahead, and whatever lie
 is decided again exactly. Ties go to the lower gallery index. Nothing of the size query x gallery is kept.
 
 Protocol (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015): gallery items with the query's pid
-and camid are removed; pid -1 is junk, never counted; any other pid, the distractors' 0 as well, counts as wrong;
-queries with no right match are left out of every mean. mINP: Ye et al., "Deep Learning for Person Re-identification",
-TPAMI 2021.
+and camid are removed, or, by `exclude`, those that agree in other ids; pid -1 is junk, never counted; any other pid,
+the distractors' 0 as well, counts as wrong; queries with no right match are left out of every mean. mINP: Ye et al.,
+"Deep Learning for Person Re-identification", TPAMI 2021.
 """
 
 from dataclasses import dataclass, replace
@@ -23,10 +23,13 @@ from reidlib.errors import unknown_name
 from reidlib.evaluation import kernels
 from reidlib.evaluation.spaces import (
     JUNK,
+    STANDARD,
     Block,
+    Exclude,
     Feats,
     Gallery,
     Ids,
+    OtherIds,
     Space,
     at_least_one,
     blocks,
@@ -119,7 +122,8 @@ def evaluate_ranking(
     max_rank: int = 50,
     device: torch.device | str | None = None,
     block_size: int | None = None,
-    same_camera: bool = False,
+    exclude: Exclude = STANDARD,
+    other_ids: OtherIds | None = None,
     progress: bool = False,
     group: Any = None,
 ) -> RankingResult:
@@ -143,7 +147,11 @@ def evaluate_ranking(
         max_rank: Length of the CMC curve.
         device: Where to compute; default: where `query_feats` is.
         block_size: Rows of queries and of gallery in a tile (memory and speed only).
-        same_camera: Keep the right matches of the query's own camera.
+        exclude: Which gallery items are left out for a query: those that agree with it in all ids of one of these
+            tuples. Each has "pid", so that only images of the query's person are left out, and further "camid" or a
+            name of `other_ids`; "!" before a name means that it must differ. (): none is left out.
+        other_ids: Ids by name, such as {"clothes": (of_queries, of_gallery)}: (Q,) and (G,) integers, -1 where
+            unknown, which neither agrees nor differs.
         progress: Show a bar.
         group: A process group of torch.distributed. Every process of it calls this with all queries and its own part of
             the gallery, features and ids, and gets the result of the whole.
@@ -156,12 +164,12 @@ def evaluate_ranking(
             integers, no query with a right match, an unknown metric. The message names the argument and the row.
     """
     at_least_one(max_rank=max_rank)
-    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, group)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, group, exclude=exclude, other_ids=other_ids)
     with raised_together(group):
         space = Space(query_feats, metric, device, ids)
     rows, columns = tile_sizes(space, block_size)
-    pairs = Pairs.of(ids, same_camera, space.device)
-    require_match(pairs.kept)
+    pairs = Pairs.of(ids, space.device)
+    require_match(pairs.kept, ids)
     with raised_together(group), full_precision(space.device):
         squares = measure(space, gallery_feats, ids, pairs, columns)
     if group is not None:
@@ -187,7 +195,8 @@ def evaluate_distances(
     gallery_camids: Any,
     *,
     max_rank: int = 50,
-    same_camera: bool = False,
+    exclude: Exclude = STANDARD,
+    other_ids: OtherIds | None = None,
 ) -> RankingResult:
     """Score a matrix of distances from elsewhere (re-ranked ones, for instance) like `evaluate_ranking`.
 
@@ -197,12 +206,12 @@ def evaluate_distances(
     All other arguments, the result and the errors are those of `evaluate_ranking`.
     """
     at_least_one(max_rank=max_rank)
-    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, exclude=exclude, other_ids=other_ids)
     matrix = rows_of(distances, "distances")
     if matrix.shape != (shape := (len(ids.query_pids), len(ids.gallery_pids))):
         raise ValueError(f"distances is {tuple(matrix.shape)}, the pids ask for {shape}")
-    pairs = Pairs.of(ids, same_camera, torch.device("cpu"))
-    require_match(pairs.kept)
+    pairs = Pairs.of(ids, torch.device("cpu"))
+    require_match(pairs.kept, ids)
     of_pairs = [t.numpy() for t in (pairs.ptr, pairs.item, pairs.kept, pairs.exact)]
     keep, step = (ids.gallery_pids != JUNK).numpy(), max(1, (1 << 24) // shape[1])  # 64 MiB of float32
     for first in range(0, len(matrix), step):
@@ -226,7 +235,8 @@ def rank_gallery(
     metric: str = "cosine",
     device: torch.device | str | None = None,
     block_size: int | None = None,
-    same_camera: bool = False,
+    exclude: Exclude = STANDARD,
+    other_ids: OtherIds | None = None,
     progress: bool = False,
     gallery_squares: Tensor | None = None,
 ) -> TopK:
@@ -243,9 +253,9 @@ def rank_gallery(
         Rank lists; distances are 1 - cosine, or euclidean.
     """
     at_least_one(k=k)
-    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids = Ids(query_pids, gallery_pids, query_camids, gallery_camids, exclude=exclude, other_ids=other_ids)
     space = Space(query_feats, metric, device, ids)
-    indices, found, _ = search(space, gallery_feats, k, ids, block_size, same_camera, progress, squares=gallery_squares)
+    indices, found, _ = search(space, gallery_feats, k, ids, block_size, progress, squares=gallery_squares)
     found = found if space.cosine else scaled(kernels.root(found), space.exponent)
     matches = (ids.gallery_pids[indices] == ids.query_pids[:, None]) & (indices >= 0)
     return TopK(indices, found.float(), matches)
@@ -266,7 +276,7 @@ class Pairs:
     ahead: Tensor  # (P,) wrong kept items that come before
 
     @classmethod
-    def of(cls, ids: Ids, same_camera: bool, device: torch.device) -> "Pairs":
+    def of(cls, ids: Ids, device: torch.device) -> "Pairs":
         people, person = ids.query_pids.unique(return_inverse=True)  # sorted
         items, owners = [], []
         for first in range(0, len(ids.gallery_pids), 1 << 20):  # in parts: a long gallery costs no memory here
@@ -282,15 +292,15 @@ class Pairs:
         ptr = torch.cat([size.new_zeros(1), size.cumsum(0)])
         query = torch.repeat_interleave(size)  # (P,)
         item = item[begin[query] + torch.arange(len(query)) - ptr[query]]
-        kept = (ids.gallery_camids[item] != ids.query_camids[query]) | same_camera
-        query, item, kept = (t.to(device) for t in (query, item, kept))
+        query, item, kept = (t.to(device) for t in (query, item, ids.kept(query, item)))
         return cls(ptr, query, item, kept, torch.zeros_like(item, dtype=torch.float64), torch.zeros_like(item))
 
 
-def require_match(kept: Tensor) -> None:
+def require_match(kept: Any, ids: Ids) -> None:
     """ValueError where no pair of a query and a gallery item of the same pid is kept."""
     if not kept.any():
-        raise ValueError("no query has a right match in the gallery (same pid, another camera): nothing to average")
+        rule = "another camera" if ids.exclude == [*STANDARD] else f"left out: {ids.exclude or 'nothing'}"
+        raise ValueError(f"no query has a right match in the gallery (same pid, {rule}): nothing to average")
 
 
 def measure(space: Space, gallery: Gallery, ids: Ids, pairs: Pairs, columns: int) -> dict[int, Tensor]:
@@ -384,7 +394,6 @@ def search(
     k: int,
     ids: Ids,
     block_size: int | None = None,
-    same_camera: bool = False,
     progress: bool = False,
     mutual: bool = False,
     squares: Tensor | None = None,
@@ -397,7 +406,7 @@ def search(
     """
     rows, columns = tile_sizes(space, block_size)
     rows, columns = (min(rows, columns),) * 2 if mutual else (rows, columns)
-    lists = _Lists(space, k, Pairs.of(ids, same_camera, space.device))
+    lists = _Lists(space, k, Pairs.of(ids, space.device))
     seen: list[Block] = []
     with full_precision(space.device):
         for first, part in blocks(gallery, columns, ids, progress):

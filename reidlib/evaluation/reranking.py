@@ -92,7 +92,7 @@ def rerank(
         feats = scaled(feats, -exponent)
     space, ids = _space(feats, "euclidean", device)
     count, power = len(feats), 2 if square_twice else 1
-    near, _, lowest = search(space, space.rows, min(max(k1 + 1, k2), count), ids, block_size, True, progress, True)
+    near, _, lowest = search(space, space.rows, min(max(k1 + 1, k2), count), ids, block_size, progress, True)
     near = near.numpy()
     everyone = torch.arange(count, device=space.device)
     far = _squared(space, lowest.to(space.device)[:, None], everyone)[:, 0].cpu().numpy()
@@ -224,7 +224,7 @@ def expand_features(
     feats, num_query = _together(query_feats, gallery_feats)
     for _ in range(times):
         space, ids = _space(feats, "cosine", device)
-        near, distance, _ = search(space, feats, min(k, len(feats)), ids, block_size, True, progress, True)
+        near, distance, _ = search(space, feats, min(k, len(feats)), ids, block_size, progress, True)
         similarity = 1 - distance
         weight = (similarity if float(alpha).is_integer() else similarity.clamp(min=0)).pow(alpha)
         expanded = torch.zeros(feats.shape, dtype=feats.dtype)
@@ -261,7 +261,7 @@ def _together(query_feats: Feats, gallery_feats: Feats) -> tuple[Tensor, int]:
 def _space(feats: Tensor, metric: str, device: torch.device | str | None) -> tuple[Space, Ids]:
     """Everything against everything, nothing removed."""
     each, camera = torch.arange(len(feats)), torch.zeros(len(feats), dtype=torch.int64)
-    ids = Ids(each, each, camera, camera)
+    ids = Ids(each, each, camera, camera, exclude=())
     return Space(feats, metric, device, ids), ids
 
 
@@ -296,7 +296,7 @@ def _lists(
     by_camera, averages_by_camera = intra + inter > 0, intra2 + inter2 > 0
     if near is None and not (by_camera and averages_by_camera):
         count = space.num_query
-        near = search(space, space.rows, min(max(first, k2), count), ids, None, True, progress, True)[0].numpy()
+        near = search(space, space.rows, min(max(first, k2), count), ids, None, progress, True)[0].numpy()
         near = _self_first(near, np.arange(count))
     if by_camera or averages_by_camera:
         same, other = _camera_lists(space, camids, max(intra + 1, inter + 1, intra2, inter2), progress)
@@ -327,13 +327,13 @@ def _camera_lists(space: Space, camids: Any, k: int, progress: bool) -> tuple[np
         mine, rest = (cameras == camera).nonzero()[:, 0], (cameras != camera).nonzero()[:, 0]
         metric = "cosine" if space.cosine else "euclidean"
         part, ids = _space(space.rows[mine.to(space.device)], metric, space.device)
-        near = search(part, part.rows, min(k, len(mine)), ids, None, True, progress, True)[0]
+        near = search(part, part.rows, min(k, len(mine)), ids, None, progress, True)[0]
         near = mine.numpy()[_self_first(near.numpy(), np.arange(len(mine)))]
         far = near[:, :0]
         if len(rest):
             ids = Ids(mine, rest, torch.zeros_like(mine), torch.zeros_like(rest))
             gallery = lambda rest=rest: (space.rows[some.to(space.device)] for some in rest.split(4096))  # noqa: E731
-            far = rest.numpy()[search(part, gallery, min(k, len(rest)), ids, None, True, progress)[0].numpy()]
+            far = rest.numpy()[search(part, gallery, min(k, len(rest)), ids, None, progress)[0].numpy()]
         same[mine] = np.concatenate([near, far], axis=1)[:, :k]
         other[mine] = np.concatenate([far, near], axis=1)[:, :k]
     return same, other

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,40 +18,97 @@ from reidlib.evaluation import kernels
 
 Feats = Tensor | np.ndarray
 Gallery = Feats | str | Path | Sequence[str | Path] | Callable[[], Iterable[Feats]]
+Exclude = Sequence[Sequence[str]]
+OtherIds = Mapping[str, tuple[Any, Any]]
 JUNK = -1
+UNKNOWN = -1  # an id other than pid and camid that nobody states: it neither agrees with another nor differs from it
 METRICS = ("cosine", "euclidean")
+STANDARD = (("pid", "camid"),)  # Market-1501's rule: images of the query's person under the query's camera are left out
 
 
 # ---- ids and features ------------------------------------------------------------------------------------------------
 
 
 class Ids:
-    """Checked pids and camids, int64 on the CPU. With a process group, the gallery's are those of all its processes.
+    """Checked ids, int64 on the CPU, and which pairs of one person are left out.
 
-    `first` and `rows` say which part of the gallery has its features in this process.
+    With a process group, the gallery's ids are those of all its processes; `first` and `rows` say which part of the
+    gallery has its features in this process.
+
+    Args:
+        query_pids, gallery_pids, query_camids, gallery_camids, exclude, other_ids: See `evaluate_ranking`.
+        group: Likewise.
     """
 
     def __init__(
-        self, query_pids: Any, gallery_pids: Any, query_camids: Any, gallery_camids: Any, group: Any = None
+        self,
+        query_pids: Any,
+        gallery_pids: Any,
+        query_camids: Any,
+        gallery_camids: Any,
+        group: Any = None,
+        *,
+        exclude: Exclude = STANDARD,
+        other_ids: OtherIds | None = None,
     ) -> None:
         with raised_together(group):
-            self.query_pids = _integers(query_pids, "query_pids")
-            self.query_camids = _integers(query_camids, "query_camids")
-            self.gallery_pids = _integers(gallery_pids, "gallery_pids")
-            self.gallery_camids = _integers(gallery_camids, "gallery_camids")
-            for side in ("query", "gallery"):
-                pids, camids = getattr(self, f"{side}_pids"), getattr(self, f"{side}_camids")
-                if len(pids) != len(camids):
-                    raise ValueError(f"{side}_pids has {len(pids)} entries, {side}_camids has {len(camids)}")
-        self.first, self.rows = 0, len(self.gallery_pids)
+            columns = {"pids": (query_pids, gallery_pids), "camids": (query_camids, gallery_camids)} | dict(
+                other_ids or {}
+            )
+            checked: list[list[Tensor]] = [[], []]
+            for name, both in columns.items():
+                for found, values, side in zip(checked, both, ("query", "gallery"), strict=True):
+                    found.append(_integers(values, f"{side}_{name}"))
+                    if len(found[-1]) != len(found[0]):
+                        raise ValueError(f"{side}_pids has {len(found[0])} entries, {side}_{name} has {len(found[-1])}")
+            names = ["pid", "camid", *list(columns)[2:]]
+            self.exclude = _check_exclude(exclude, names)
+        query, gallery = checked
+        self.first, self.rows = 0, len(gallery[0])
         if group is not None:
             parts: list[Any] = [None] * dist.get_world_size(group)
-            dist.all_gather_object(parts, (self.gallery_pids, self.gallery_camids), group=group)
+            dist.all_gather_object(parts, gallery, group=group)
             self.first = sum(len(part[0]) for part in parts[: dist.get_rank(group)])
-            self.gallery_pids, self.gallery_camids = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        for side in ("query", "gallery"):
-            if not len(getattr(self, f"{side}_pids")):
+            gallery = [torch.cat(column) for column in zip(*parts, strict=True)]
+        self.columns = {name: (q, g) for name, q, g in zip(names, query, gallery, strict=True)}
+        (self.query_pids, self.gallery_pids), (self.query_camids, self.gallery_camids) = list(self.columns.values())[:2]
+        for side, column in (("query", query[0]), ("gallery", gallery[0])):
+            if not len(column):
                 raise ValueError(f"the {side} set is empty: there is nothing to rank")
+
+    def kept(self, query: Tensor, item: Tensor) -> Tensor:
+        """Which pairs of one person, queries (P,) and gallery items (P,) int64, are right matches: (P,) bool."""
+        kept = torch.ones(len(query), dtype=torch.bool)
+        for rule in self.exclude:
+            dropped = [self._agree(name, query, item) for name in rule if name != "pid"]
+            kept &= ~torch.stack(dropped).all(0) if len(dropped) > 1 else ~dropped[0]
+        return kept
+
+    def rules(self, query: Any = slice(None), gallery: Any = slice(None)) -> dict[str, Any]:
+        """The arguments `exclude` and `other_ids` again, of some queries and some of the gallery."""
+        columns = list(self.columns.items())[2:]
+        return {"exclude": self.exclude, "other_ids": {name: (q[query], g[gallery]) for name, (q, g) in columns}}
+
+    def _agree(self, name: str, query: Tensor, item: Tensor) -> Tensor:
+        of_query, of_gallery = self.columns[name.removeprefix("!")]
+        a, b = of_query[query], of_gallery[item]
+        if name == "camid":  # 0 and below are cameras like any other
+            return a == b
+        return (a != b if name[0] == "!" else a == b) & (a != UNKNOWN) & (b != UNKNOWN)
+
+
+def _check_exclude(exclude: Exclude, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """`exclude` as tuples. ValueError for what is no list of lists, lacks the pid, or names an id that is not there."""
+    advice = f"exclude is a list of lists of ids, each with pid and another, such as {STANDARD}"
+    if isinstance(exclude, str) or any(isinstance(rule, str) for rule in exclude):
+        raise ValueError(f"{advice}, not {exclude!r}")
+    for rule in exclude:
+        if "pid" not in rule or len(set(rule)) < 2:
+            raise ValueError(f"{advice}, not {tuple(rule)}")
+        for name in rule:
+            if name.removeprefix("!") not in names or name == "!pid":
+                raise unknown_name("id of exclude", name, [*names, *(f"!{n}" for n in names[1:])])
+    return [tuple(rule) for rule in exclude]
 
 
 def at_least_one(**arguments: int | None) -> None:

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from reidlib.data.datasets import ReIDDataset
 from reidlib.data.folders import ClassDataset
-from reidlib.data.loaders import Batch, class_loaders, eval_loader, train_loader
+from reidlib.data.loaders import Batch, class_loaders, eval_loader, slice_of, train_loader
+from reidlib.data.samples import frames_of
 from reidlib.data.transforms import build_augmentation, random_resized_crop
-from reidlib.evaluation import Features, evaluate_ranking, extract_features, ranking_inputs
+from reidlib.evaluation import Features, average_tracks, evaluate_ranking, extract_features, ranking_inputs
 from reidlib.run_folder import RunFolder
 from reidlib.training.distributed import rank_and_world, run_processes
 from reidlib.training.loop import History, OnEpoch, Setup, begin, train
@@ -63,27 +64,38 @@ def fit(
     relabel = None
     if sampler is not None:
         relabel = Relabel(dataset, loader.dataset, sampler, recipe, accelerator.device, workers=setup.workers, **part)
+    images, tracks = zip(*map(frames_of, (dataset.query, dataset.gallery)), strict=True)
     splits = [
         eval_loader(
-            s,
+            split,
             model.input_size,
             cameras=dataset.camera_labels,
             workers=setup.workers,
             interpolation=recipe.interpolation,
             **part,
         )
-        for s in (dataset.query, dataset.gallery)
+        for split in images
     ]
+
+    def whole(features: Features) -> Features:
+        """Those of all processes, which have a part each."""
+        parts: list[Any] = [None] * part["world"]
+        dist.all_gather_object(parts, features)
+        return Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("feats", "pids", "camids")))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         query, gallery = (extract_features(model, split, device=accelerator.device) for split in splits)
-        group = dist.group.WORLD if part["world"] > 1 else None
-        if group:  # each process has its part of both: all need every query, and keep their part of the gallery
-            parts: list[Any] = [None] * part["world"]
-            dist.all_gather_object(parts, query)
-            query = Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("feats", "pids", "camids")))
+        group, mine = (dist.group.WORLD, slice_of(dataset.gallery, **part)) if part["world"] > 1 else (None, None)
+        if group:  # all need every query, and keep their part of the gallery
+            query = whole(query)
+        if any(tracks):  # a tracklet's images may be in several parts
+            gallery, group, mine = (whole(gallery) if group else gallery), None, None
+            query, gallery = (
+                average_tracks(f, names)[0] if names else f for f, names in zip((query, gallery), tracks, strict=True)
+            )
+        rules = dataset.protocol(gallery=mine)
         inputs = ranking_inputs(query, gallery)
-        result = evaluate_ranking(*inputs, metric=recipe.metric, device=accelerator.device, group=group)
+        result = evaluate_ranking(*inputs, metric=recipe.metric, device=accelerator.device, group=group, **rules)
         return {name: share for name, share in result.to_dict().items() if not name.startswith("num_")}
 
     return train(

@@ -55,7 +55,7 @@ def measure(
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     parts = [path, path.with_suffix(".bin")] if path and path.suffix == ".xml" else [path] if path else []
     size = sum(part.stat().st_size for part in parts) or weights
-    ranking = evaluate_ranking(*ranking_inputs(*splits), metric=run.metric)
+    ranking = evaluate_ranking(*ranking_inputs(*splits), metric=run.metric, **dataset.protocol())
     return {
         "MB": round(size / 1e6, 2),
         "ms, 1 image": round(1e3 * took[0], 2),

@@ -31,6 +31,7 @@ from reidlib.evaluation import (
     ranking_inputs,
     rerank,
 )
+from reidlib.evaluation.spaces import Ids
 from reidlib.plots.names import camera_name, person_name
 from reidlib.plots.style import VERDICTS
 from reidlib.workbook.views import CHOICES, below, choose_queries, is_interactive
@@ -82,13 +83,22 @@ class Ranked:
     def result(self) -> RankingResult:
         """The scores."""
         if self.distances is None:
-            return evaluate_ranking(*self.inputs, metric=self.metric)
-        return evaluate_distances(self.distances, *self.inputs[2:])
+            return evaluate_ranking(*self.inputs, metric=self.metric, **self.ids.rules())
+        return evaluate_distances(self.distances, *self.inputs[2:], **self.ids.rules())
+
+    @cached_property
+    def ids(self) -> Ids:
+        """All ids, and which of them the dataset's protocol leaves out."""
+        return Ids(*self.inputs[2:], **self.data.protocol())
+
+    def right_matches(self, i: int) -> Tensor:
+        """Gallery indices of the right matches of query i, (R,) int64."""
+        items = ((self.gallery.pids == self.query.pids[i]) & (self.gallery.pids != -1)).nonzero()[:, 0]
+        return items[self.ids.kept(torch.full_like(items, i), items)]
 
     def score(self, i: int) -> tuple[int, float]:
         """The rank of the first right match of query i, and its average precision; (-1, NaN) without a match."""
-        pids, camids = self.gallery.pids, self.gallery.camids
-        if not ((pids == self.query.pids[i]) & (camids != self.query.camids[i]) & (pids != -1)).any():
+        if not len(self.right_matches(i)):
             return -1, math.nan
         return int(self.result.first_match[i]), float(self.result.ap[i])
 
@@ -128,17 +138,17 @@ class Ranked:
             for n, x in enumerate(self.inputs)
         )
         if self.distances is None:
-            found = rank_gallery(feats, gallery, *ids, k=k, metric=self.metric)
+            rules = self.ids.rules(torch.as_tensor(picked), keep)
+            found = rank_gallery(feats, gallery, *ids, k=k, metric=self.metric, **rules)
             ranked = [(at[at >= 0], right[at >= 0]) for at, right in zip(found.indices, found.matches, strict=True)]
         else:
-            query_pids, gallery_pids, query_camids, gallery_camids = ids
             ranked = []
-            for i, pid, camid in zip(picked, query_pids, query_camids, strict=True):
-                same = gallery_pids == pid
-                dropped = (gallery_pids == -1) | (same & (gallery_camids == camid))
+            for i in picked:
+                right = torch.isin(keep, self.right_matches(i))
+                dropped = ~right & ((self.gallery.pids[keep] == -1) | (self.gallery.pids[keep] == self.query.pids[i]))
                 order = self.distances[i][keep].masked_fill(dropped, torch.inf).argsort(stable=True)
                 at = order[: min(k, int((~dropped).sum()))]
-                ranked.append((at, same[at]))
+                ranked.append((at, right[at]))
         found_lists = []
         for i, (at, right) in zip(picked, ranked, strict=True):
             similarity = self.unit[1][keep[at]] @ self.unit[0][i]
@@ -155,8 +165,7 @@ class Ranked:
         rank, _ = self.score(i)
         if rank < 1:
             return None
-        same = (self.gallery.pids == self.query.pids[i]) & (self.gallery.camids != self.query.camids[i])
-        at = torch.nonzero(same).flatten()
+        at = self.right_matches(i)
         similarity = self.unit[1][at] @ self.unit[0][i]
         if self.distances is not None:
             best = int(self.distances[i][at].argmin())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a run folder can be look
     from pandas import DataFrame
 
     from reidlib.data.datasets import ReIDDataset
+    from reidlib.data.samples import Sample
     from reidlib.evaluation import Features
     from reidlib.models import ReIDModel
 
@@ -302,16 +303,23 @@ class Run(RunFolder):
     def extract(
         self, model: "ReIDModel", dataset: "ReIDDataset", *, flip: bool, workers: int, progress: bool
     ) -> tuple["Features", "Features"]:
-        """Query and gallery features by `model`, whatever its weights, with the run's preprocessing; not cached."""
+        """Query and gallery features by `model`, whatever its weights, with the run's preprocessing; not cached.
+
+        One row a sample: of a tracklet the mean over its images, see `average_tracks`.
+        """
         from reidlib.data.loaders import eval_loader
-        from reidlib.evaluation import extract_features
+        from reidlib.data.samples import frames_of
+        from reidlib.evaluation import average_tracks, extract_features
 
         options = {"cameras": self.cameras(dataset), "workers": workers, "interpolation": self.interpolation}
-        query, gallery = (
-            extract_features(model, eval_loader(split, model.input_size, **options), flip=flip, progress=progress)
-            for split in (dataset.query, dataset.gallery)
-        )
-        return query, gallery
+
+        def features_of(split: "Sequence[Sample]") -> "Features":
+            images, tracks = frames_of(split)
+            loader = eval_loader(images, model.input_size, **options)
+            found = extract_features(model, loader, flip=flip, progress=progress)
+            return average_tracks(found, tracks)[0] if tracks else found
+
+        return features_of(dataset.query), features_of(dataset.gallery)
 
 
 def _percent(score: float | None) -> str:
