@@ -220,9 +220,9 @@ class ReIDDataset:
         return digest.hexdigest()
 
     def stamp(self) -> dict[str, object]:
-        """What a result says about the data behind it: version, fingerprint, and how many images each split has."""
+        """What a result says about the data behind it: version, fingerprint, images of each split, protocol."""
         images = {split: len(samples) for split, samples in self.splits.items()}
-        about = {"version": self.version, "data": self.fingerprint(), "images": images}
+        about: dict[str, object] = {"version": self.version, "data": self.fingerprint(), "images": images}
         return about | {"protocol": self.protocol_name}
 
     def counts(self) -> list[dict[str, object]]:

@@ -387,9 +387,9 @@ def evaluate_camera_pairs(
     for c, camera in enumerate(columns):
         here = (ids.gallery_camids == camera).nonzero()[:, 0]
         of_camera = (ids.query_pids, ids.gallery_pids[here], ids.query_camids, ids.gallery_camids[here])
-        rules: dict[str, Any] = ids.rules(gallery=here)
+        rules = ids.rules(gallery=here)
         if Pairs.of(Ids(*of_camera, **rules), torch.device("cpu")).kept.any():
-            ap = evaluate_ranking(query_feats, gallery[here.to(gallery.device)], *of_camera, **options, **rules).ap
+            ap = evaluate_ranking(query_feats, gallery[here.to(gallery.device)], *of_camera, **options | rules).ap
             for r in range(len(rows)):
                 mine = ap[(row == r) & ~ap.isnan()]
                 mean[r, c], valid[r, c] = mine.mean(), len(mine)  # the mean of none is NaN
