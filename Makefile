@@ -1,7 +1,7 @@
 # make demo   the whole set-up, then train, test, rank list, Grad-CAM and t-SNE on drawn people
 # make test   the whole set-up, then every test;  make test-all  the slow ones too
 # make fuzz   an hour of made-up files, tables, checkpoints and parameters (make fuzz SECONDS=600: ten minutes)
-# make gpu    the tests that need a GPU
+# make gpu    on a GPU: its tests, then the benchmarks, written to benchmarks/gpu.md; make gpu REHEARSE=1: tiny, on a CPU
 # make bench  the benchmarks, written to benchmarks/*.md (a quiet machine, some ten minutes)
 # make zoo    MODEL_ZOO.md and the costs of all models, counted anew (a minute)
 # make docs   README, docs/ and the API as a website in site/, with all links checked (half a minute)
@@ -43,8 +43,12 @@ SECONDS ?= 3600
 fuzz: $(READY)
 	REID_FUZZ_SECONDS=$(SECONDS) $(PYTEST) tests/fuzz --timeout 0
 
-gpu: $(READY)
-	$(PYTEST) -m gpu
+# A Python that has what is needed, as on a machine without network, is used as it is: make gpu PYTHON=python3.
+NEEDED := accelerate,matplotlib,numba,psutil,pytest,safetensors,scipy,timm,torch,torchvision,yaml
+gpu:
+	@python=$(PYTHON); $$python -c 'import importlib.util as u, sys; \
+	  sys.exit(not all(map(u.find_spec, "$(NEEDED)".split(","))))' || { $(MAKE) setup && python=$(BIN)/python; } && \
+	$$python benchmarks/gpu.py $(if $(REHEARSE),--rehearse)
 
 lint: $(READY)
 	$(BIN)/ruff check .

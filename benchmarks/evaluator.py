@@ -1,6 +1,6 @@
 """What ranking costs: this evaluator, the bare matrix product, and the plain ways, in one process. Writes evaluator.md.
 
-    python benchmarks/evaluator.py [--threads 1] [--shapes market,duke,msmt17,million] [--device cuda]
+    python benchmarks/evaluator.py [--threads 1] [--shapes market,duke,msmt17,million]
 
 Features are drawn: 64 latent dimensions (identity, camera, noise), spread to the shape's by a random matrix and a ReLU,
 which leaves similarities as broad as trained ones. The plain ways run on some of the queries where all would take too
@@ -9,16 +9,14 @@ features.
 """
 
 import argparse
-import ctypes
-import gc
-import platform
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from demo import processor
+from measuring import measure
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -35,8 +33,9 @@ SHAPES = {  # queries, gallery, dimensions, identities in the gallery, cameras
 Problem = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def draw(shape: str, seed: int = 0) -> Problem:
-    num_query, num_gallery, dim, people, cameras = SHAPES[shape]
+def draw(shape: tuple[int, int, int, int, int], seed: int = 0) -> Problem:
+    """Query and gallery features, pids and camids of one of SHAPES, on the CPU."""
+    num_query, num_gallery, dim, people, cameras = shape
     rng = torch.Generator().manual_seed(seed)
     person, camera = torch.randn(people, 64, generator=rng), torch.randn(cameras, 64, generator=rng)
     spread = torch.randn(64, dim, generator=rng)
@@ -56,7 +55,7 @@ def draw(shape: str, seed: int = 0) -> Problem:
 def product(q: Tensor, g: Tensor, *_: Tensor) -> None:
     """All similarities, in tiles, each overwritten by the next: nothing less can rank them."""
     rows, columns = (1024, 1024) if q.device.type == "cpu" else (8192, 16384)
-    out = torch.empty(rows, columns, device=q.device)
+    out = torch.empty(rows, columns, device=q.device, dtype=q.dtype)
     for b in g.split(columns):
         for a in q.split(rows):
             torch.mm(a, b.T, out=out[: len(a), : len(b)])
@@ -136,41 +135,16 @@ def dense_rerank(q: np.ndarray, g: np.ndarray, k1: int = 20, k2: int = 6, mix: f
     return (1 - mix) * out + mix * d
 
 
-def measure(work: Callable[..., object], *args: object, device: str, threads: int, repeats: int = 1) -> tuple:
-    """(seconds, highest memory above the present in MiB, result) of the best of `repeats` calls.
-
-    Seconds of processor time with one thread, which other programs on the machine disturb least; of the clock else.
-    """
-    clock = time.process_time if threads == 1 and device == "cpu" else time.perf_counter
-    seconds, memory = [], []
-    for _ in range(repeats):
-        if device == "cpu":
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it cannot hide what is taken
-            Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
-            before = _status("VmRSS")
-        else:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated() / 2**20
-        start = clock()
-        result = work(*args)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(clock() - start)
-        memory.append((_status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated() / 2**20) - before)
-    return min(seconds), max(memory), result
+def argsort_queries(shape: tuple[int, ...]) -> int:
+    """How many queries the plain ways run on."""
+    return min(shape[0], max(10, 20_000_000 // shape[1]))
 
 
-def _status(key: str) -> float:
-    return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-
-
-def ranking_rows(shape: str, device: str, threads: int) -> list[str]:
-    problem = tuple(t.to(device) for t in draw(shape))
+def ranking_rows(shape: str, threads: int) -> list[str]:
+    problem = draw(SHAPES[shape])
     q, g = problem[:2]
-    options = {"device": device, "threads": threads}
-    repeats = 3 if q.shape[0] * g.shape[0] * g.shape[1] < 2e11 or device != "cpu" else 1
+    options = {"device": "cpu", "threads": threads}
+    repeats = 3 if q.shape[0] * g.shape[0] * g.shape[1] < 2e11 else 1
     floor, *_ = measure(product, q, g, repeats=repeats, **options)
     rows = [f"| {shape} | {' x '.join(map(str, SHAPES[shape][:3]))} | the product alone | {floor:.2f} s | 1.00 | | | |"]
     total, memory, result = measure(evaluate_ranking, *problem, repeats=repeats, **options)
@@ -178,22 +152,18 @@ def ranking_rows(shape: str, device: str, threads: int) -> list[str]:
         f"| | | **this evaluator** | {total:.2f} s | **{total / floor:.2f}** | {total - floor:.2f} s | {memory:.0f} MiB"
         f" | mAP {result.mAP:.4f} |"
     )
-    count = min(len(q), max(10, 20_000_000 // len(g)))
-    some = [problem[0][:count], g, problem[2][:count], problem[3], problem[4][:count], problem[5]]
-    mean = result.ap[:count].nanmean().item()
+    count = argsort_queries(SHAPES[shape])
     for name, work in (
         ("numpy, stable argsort a query", by_numpy),
         ("torch, argsort a query", by_torch),
         ("torchmetrics RetrievalMAP", by_torchmetrics),
     ):
-        if work is by_numpy and device != "cpu":
-            continue
         few = count if work is not by_torchmetrics else max(10, count // 10)
-        part = [t[:few] if i in (0, 2, 4) else t for i, t in enumerate(some)]
+        part = first_queries(problem, few)
         base, *_ = measure(product, *part[:2], **options)
         seconds, memory, value = measure(work, *part, **options)
         ranking, scale = seconds - base, len(q) / few
-        off = abs(value - (mean if few == count else result.ap[:few].nanmean().item()))
+        off = abs(value - result.ap[:few].nanmean().item())
         label = f"{name}{f' ({few} queries)' if few < len(q) else ''}"
         rows.append(
             f"| | | {label} | {floor + ranking * scale:.1f} s | {1 + ranking * scale / floor:.1f}"
@@ -202,13 +172,18 @@ def ranking_rows(shape: str, device: str, threads: int) -> list[str]:
     return rows
 
 
-def rerank_rows(device: str, threads: int) -> list[str]:
-    q, g, *ids = (t.to(device) for t in draw("market"))
-    options = {"device": device, "threads": threads}
+def first_queries(problem: Problem, count: int) -> Problem:
+    """The same with the first `count` queries alone."""
+    return tuple(t[:count] if i in (0, 2, 4) else t for i, t in enumerate(problem))
+
+
+def rerank_rows(threads: int) -> list[str]:
+    q, g, *ids = draw(SHAPES["market"])
+    options = {"device": "cpu", "threads": threads}
     seconds, memory, distances = measure(rerank, q, g, **options)
     mean = evaluate_distances(distances, *ids).mAP
     rows = [f"| **this re-ranking** | {seconds:.1f} s | {memory:.0f} MiB | mAP {mean:.4f} |"]
-    dense, much, matrix = measure(dense_rerank, q.cpu().numpy(), g.cpu().numpy(), device="cpu", threads=threads)
+    dense, much, matrix = measure(dense_rerank, q.numpy(), g.numpy(), **options)
     off = float(np.abs(matrix - distances.numpy()).max())
     rows.append(
         f"| dense, numpy | {dense:.1f} s ({dense / seconds:.1f} x) | {much:.0f} MiB | off by {off:.0e} at most |"
@@ -220,27 +195,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    small = draw("duke")
-    evaluate_ranking(*(t[:300].to(options.device) for t in small))  # compiled now, not while measured
-    if options.device == "cpu":
-        rerank(small[0][:50], small[1][:300])
+    small = draw(SHAPES["duke"])
+    evaluate_ranking(*(t[:300] for t in small))  # compiled now, not while measured
+    rerank(small[0][:50], small[1][:300])
 
-    machine = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        machine = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    if options.device != "cpu":
-        machine = f"{torch.cuda.get_device_name()}, {machine}"
     blas = (re.findall(r"Math Kernel Library Version \S+|OpenBLAS \S*|Accelerate", torch.__config__.show()) or ["?"])[0]
     vectors = torch.backends.cpu.get_cpu_capability()
-    clock = "processor seconds" if options.threads == 1 and options.device == "cpu" else "seconds"
+    clock = "processor seconds" if options.threads == 1 else "seconds"
     lines = [
         "# What ranking costs",
         "",
-        f"{machine} ({vectors}), {options.threads} thread(s), {clock}, torch {torch.__version__} with {blas}, numpy"
+        f"{processor()} ({vectors}), {options.threads} thread(s), {clock}, torch {torch.__version__} with {blas}, numpy"
         f" {np.__version__}, {time.strftime('%Y-%m-%d')}; by `python benchmarks/evaluator.py`, which says how.",
         "",
         "Times of one process. Ways run on fewer queries are scaled to all. Ranking is the time beyond the product;"
@@ -250,10 +218,10 @@ def main() -> None:
         "|---|---|---|--:|--:|--:|--:|---|",
     ]
     for shape in options.shapes.split(","):
-        lines += ranking_rows(shape, options.device, options.threads)
+        lines += ranking_rows(shape, options.threads)
         print("\n".join(lines[-5:]), flush=True)
     lines += ["", "k-reciprocal re-ranking, Market-1501's shape:", "", "| way | time | memory | |", "|---|--:|--:|---|"]
-    lines += rerank_rows(options.device, options.threads)
+    lines += rerank_rows(options.threads)
     print("\n".join(lines[-2:]))
     with whole_file(options.out) as part:
         part.write_text("\n".join(lines) + "\n")

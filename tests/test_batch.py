@@ -4,13 +4,14 @@ import json
 import os
 from pathlib import Path
 
-import nbformat
 import pytest
 from test_run_table import Tags, requests
 
 from reidlib.workbook import batch
 from reidlib.workbook.pages import to_html
 from reidlib.workbook.runs import Run
+
+nbformat = pytest.importorskip("nbformat")
 
 
 def write(

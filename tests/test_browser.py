@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,6 +27,7 @@ from reidlib.workbook.pages import write_pages
 from reidlib.workbook.run_table import write_index
 from reidlib.workbook.runs import Run
 
+nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")

@@ -10,13 +10,13 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "reidlib"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

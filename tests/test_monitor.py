@@ -3,12 +3,12 @@
 import json
 import os
 
-import nbformat
 import pytest
 
 from reidlib.workbook.monitor import Watch, duration, follow, pace
 from reidlib.workbook.runs import Run
 
+nbformat = pytest.importorskip("nbformat")
 START = 1_000_000.0  # the disk's clock
 
 

@@ -451,6 +451,7 @@ def test_cam_errors():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cam_on_gpu():
+    pytest.importorskip("pytorch_grad_cam")
     want = plots.similarity_cam(model(), images(3), images(3, 1))
     got = plots.similarity_cam(model().cuda(), images(3).cuda(), images(3, 1).cuda())
     for one, other in zip(want, got, strict=True):

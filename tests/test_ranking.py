@@ -386,7 +386,7 @@ def test_fused_kernel_compiles_for_hopper():
     from reidlib.evaluation import fused
 
     kinds = ["*fp32"] * 4 + ["*i64"] * 2 + ["*fp32"] * 2 + ["*i32"] * 2 + ["*i64"] + ["i32"] * 5
-    sizes = {"BM": 64, "BN": 128, "BK": 32, "CHUNK": kernels.CHUNK}
+    sizes = {"BM": fused.TILE[0], "BN": fused.TILE[1], "BK": 32, "CHUNK": fused.CHUNK}
     signature = dict(zip(fused._screen.arg_names, [*kinds, *["constexpr"] * 4], strict=True))
     aligned = {(i,): [["tt.divisibility", 16]] for i in [*range(11), 13]}
     source = ASTSource(fused._screen, signature, constexprs=sizes, attrs=aligned)

@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,7 @@ from reidlib.training import Setup, diagnose, fit, loop, record
 from reidlib.workbook.batch import _keep
 from reidlib.workbook.runs import Run
 
+nbformat = pytest.importorskip("nbformat")
 room = importlib.import_module("reidlib.training.tasks")  # the package's own name `fit` is the function
 
 LONG = replace(PLAIN, epochs=40, eval_every=2, ema=0.9, accumulate=2, optimizer="adam", lr=1e-3)

@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
-import papermill
 import pytest
 import torch
-from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import start_new_kernel
-from nbconvert.preprocessors import ExecutePreprocessor
 
 import reidlib
 from reidlib import plots
@@ -24,6 +19,7 @@ from reidlib.evaluation import Features
 from reidlib.training import Recipe
 from reidlib.workbook import views
 
+nbformat = pytest.importorskip("nbformat")
 AP = [0.5, np.nan, 0.9, 0.1, 0.1, 1.0]
 
 
@@ -158,14 +154,16 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kernel(no_session: None) -> Iterator[BlockingKernelClient]:
+def kernel(no_session: None) -> Iterator[Any]:
+    from jupyter_client.manager import start_new_kernel
+
     manager, client = start_new_kernel()
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
 
 
-def outputs(client: BlockingKernelClient, request: str) -> Iterator[tuple[str, Any]]:
+def outputs(client: Any, request: str) -> Iterator[tuple[str, Any]]:
     """What the kernel publishes in answer to a request: (kind of message, its text or its view)."""
     while (message := client.get_iopub_msg(timeout=60))["msg_type"] != "status" or (
         message["content"]["execution_state"] != "idle" or message["parent_header"].get("msg_id") != request
@@ -182,7 +180,7 @@ def outputs(client: BlockingKernelClient, request: str) -> Iterator[tuple[str, A
                 yield "slider", content["comm_id"]
 
 
-def test_a_front_end_without_a_session_name_gets_live_figures_and_widgets(kernel: BlockingKernelClient) -> None:
+def test_a_front_end_without_a_session_name_gets_live_figures_and_widgets(kernel: Any) -> None:
     """And the same kernel gives plain figures to what executes its cells without asking for input."""
     found = [pair for cell in CELLS for pair in outputs(kernel, kernel.execute(cell, allow_stdin=True))]
     kinds = [kind for kind, _ in found]
@@ -215,6 +213,9 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_papermill_and_nbconvert_get_plain_figures(book: Path) -> None:
     """Whatever the environment says."""
+    import papermill
+    from nbconvert.preprocessors import ExecutePreprocessor
+
     milled = papermill.execute_notebook(str(book), None, kernel_name="python3", progress_bar=False)
     converted, _ = ExecutePreprocessor().preprocess(nbformat.read(book, as_version=4), {})
     for executed in (milled, converted):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from reidlib import plots
@@ -18,6 +17,7 @@ from reidlib.models.printed.costs import exact
 from reidlib.models.printed.published import published
 from reidlib.workbook import zoo_table
 
+nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[1]
 
 

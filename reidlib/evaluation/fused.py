@@ -1,6 +1,6 @@
 """Screening a tile on a GPU in one Triton kernel: product, scores, comparison, count; no distance is stored.
 
-Each program takes 64 queries x 128 gallery items. A product of two terms is three TF32 products, added in float32 in
+Each program takes TILE queries x gallery items. A product of two terms is three TF32 products, added in float32 in
 chunks; `kernels.product_error` with BOUND bounds their error. Only counts and a list of doubtful items are written.
 """
 
@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 128
+TILE = (64, 128)
 # A factor is the sum of two TF32 numbers, the product of both small parts left out; three additions a term, cut instead
 # of rounded.
 BOUND = {"rounding": 2.0**-21, "step": 3 * 2.0**-23, "chunk": CHUNK}
@@ -66,11 +67,11 @@ def screen(
     above = torch.zeros(low.shape, dtype=torch.int32, device=q.device)
     doubtful = torch.empty(3, CAPACITY, dtype=torch.int32, device=q.device)
     used = torch.zeros(1, dtype=torch.int64, device=q.device)
-    grid = (triton.cdiv(len(q), 64), triton.cdiv(len(g), 128))
+    grid = (triton.cdiv(len(q), TILE[0]), triton.cdiv(len(g), TILE[1]))
     _screen[grid](
         q, g, scale, shift, q_pid, g_pid, low, high, above, doubtful, used,
         len(q), len(g), q.shape[1], low.shape[1], CAPACITY,
-        BM=64, BN=128, BK=32, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True,
+        BM=TILE[0], BN=TILE[1], BK=32, CHUNK=CHUNK, num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
     if (count := int(used)) > CAPACITY:
         return None
