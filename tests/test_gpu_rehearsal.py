@@ -109,7 +109,8 @@ def test_a_part_that_takes_too_long_is_stopped_and_what_it_measured_is_kept(
     assert error == {"part": "market", "error": "stopped after 1 s"}
     *_, error = script.start_parts(["million"], 60, tmp_path, script.World(False))
     assert error["error"].startswith("ended with 3")
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--parts", "market,million", "--minutes", "0.03", "--out", str(tmp_path)])
+    call = ["gpu.py", "--parts", "market,million", "--minutes", "0.03", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", call)
     assert script.main() == 1
     found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert found["market"]["rows"] == [["a", "b", 1.0, "ms", 1.0, ""]]
