@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -169,14 +169,25 @@ def loader_errors() -> Iterator[None]:
         raise
 
 
-def _loader(images: ImageSet, batches: Sampler[list[int]], workers: int) -> DataLoader[Batch]:
+def draw_batches(
+    images: ImageSet, people: int, each: int, pk: bool = True, *, seed: int = 0, rank: int = 0, world: int = 1
+) -> Sampler[list[int]]:
+    """What draws training batches; see `train_loader`, where `each` is `images`."""
+    share = {"seed": seed, "rank": rank, "world": world}
+    if pk:
+        return PKSampler(images.pids.tolist(), people, each, **share)
+    return ShuffledSampler(len(images), people * each, **share)
+
+
+def load_batches(images: Any, batches: Sampler[list[int]], workers: int) -> DataLoader[Batch]:
+    """A loader of an ImageSet, or of what gives Batches like one."""
     # `sampler` with batch_size=None: a whole list of indices goes to ImageSet at once, and comes back as a Batch.
     # Images in memory need no workers: they would only be copied.
     return DataLoader(
         images,
         sampler=batches,
         batch_size=None,
-        num_workers=0 if images.in_memory else workers,
+        num_workers=0 if getattr(images, "in_memory", True) else workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
     )
@@ -224,16 +235,11 @@ def train_loader(
         cache_gib=cache_gib,
         world=world,
     )
-    share = {"seed": seed, "rank": rank, "world": world}
-    if sampler is not None:
-        pass
-    elif pk:
-        sampler = PKSampler(samples.pids.tolist(), people, images, **share)
-    else:
-        sampler = ShuffledSampler(len(samples), people * images, **share)
+    if sampler is None:
+        sampler = draw_batches(samples, people, images, pk, seed=seed, rank=rank, world=world)
     if not samples.preload().in_memory and not samples.pack:  # better now than in the middle of an epoch
         _raise_for_bad(unreadable_images(dataset.train), len(samples))
-    return _loader(samples, sampler, workers)
+    return load_batches(samples, sampler, workers)
 
 
 def in_order(
@@ -241,7 +247,7 @@ def in_order(
 ) -> DataLoader[Batch]:
     """All images once, in their order; of `world` processes each reads a consecutive part."""
     mine = range(len(images) * rank // world, len(images) * (rank + 1) // world)
-    return _loader(images, BatchSampler(mine, batch_size, drop_last=False), workers)
+    return load_batches(images, BatchSampler(mine, batch_size, drop_last=False), workers)
 
 
 def slice_of(samples: Sequence[Sample], rank: int, world: int) -> Sequence[Sample]:
@@ -275,7 +281,7 @@ def eval_loader(
     images = ImageSet(
         mine, size, cameras=cameras, interpolation=interpolation, cache_gib=cache_gib, world=world
     ).preload()
-    return _loader(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)
+    return load_batches(images, BatchSampler(SequentialSampler(images), batch_size, drop_last=False), workers)
 
 
 def class_loaders(
@@ -313,4 +319,4 @@ def class_loaders(
     val = ImageSet(dataset.val[rank::world], size, centre=CENTRE, **reading)
     shuffled = ShuffledSampler(len(train), batch, seed=seed, rank=rank, world=world)
     in_order = BatchSampler(SequentialSampler(val), batch, drop_last=False)
-    return _loader(train.preload(), shuffled, workers), _loader(val.preload(), in_order, workers)
+    return load_batches(train.preload(), shuffled, workers), load_batches(val.preload(), in_order, workers)

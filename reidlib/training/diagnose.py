@@ -26,7 +26,7 @@ class TrainingBatch:
     """A batch on the device as the model sees it, and where in the run it belongs."""
 
     loaded: Batch  # on the CPU, before augmentation
-    images: Tensor  # (B, 3, H, W) uint8, augmented
+    images: Tensor  # (B, 3, H, W) uint8, augmented; or features (B, D), where losses alone are trained
     labels: Tensor  # (B,) int64
     cameras: Tensor  # (B,) int64
     epoch: int
@@ -72,6 +72,7 @@ class Diagnosis:
     def stop_at_gradient(self, batch: TrainingBatch) -> NoReturn:
         """Stop where the norm of the gradients, which are those of all processes, is not finite."""
         bad = [name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        bad = bad or ["what the losses learn"]
         first = bad[-1]  # gradients are computed from the loss backwards
         count = f"{len(bad)} gradients are" if len(bad) > 1 else "1 gradient is"
         error = f"the loss is finite, but {count} NaN or infinite, starting at {first}"
@@ -85,7 +86,7 @@ class Diagnosis:
             seeds = {"seed": self.recipe.seed, "epoch": batch.epoch, "step": batch.step, "rank": rank}
             about = {"error": error, **about, "drawn_from": seeds, "paths": paths}
             about |= {"labels": loaded.pids.tolist(), "camids": loaded.camids.tolist()}
-            record.write_bad_batch(self.run, batch.images, about)
+            record.write_bad_batch(self.run, batch.images if batch.images.ndim == 4 else None, about)
         raise FloatingPointError(
             f"batch {batch.step + 1} of epoch {batch.epoch}: {error}; lower the learning rate (lr={self.recipe.lr:g}), "
             f"or look at bad_batch.json and its images in {self.run.path}; the checkpoint of the epoch before is kept"

@@ -17,10 +17,12 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,12 +31,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from reidlib.data.loaders import Batch, loader_errors
-from reidlib.data.transforms import Augmentation, build_augmentation
+from reidlib.data.transforms import Augmentation
 from reidlib.models.heads import Outputs
 from reidlib.run_folder import RunFolder, check_formats
 from reidlib.seeds import seeded, torch_generator_for
 from reidlib.training import distributed, record
 from reidlib.training.diagnose import Diagnosis, TrainingBatch, note_nondeterministic
+from reidlib.training.fixed import FixedFeatures
 from reidlib.training.losses import Criterion
 from reidlib.training.norms import split_norms
 from reidlib.training.optim import AveragedWeights, begin_epoch, build_optimizer, set_rate
@@ -113,7 +116,7 @@ def batch_line(recipe: Recipe, setup: Setup, processes: int | None = None) -> st
 
 def train(
     model: nn.Module,
-    loader: DataLoader[Batch],
+    stages: Sequence["Stage"],
     evaluate: Evaluate,
     run: RunFolder,
     recipe: Recipe,
@@ -123,18 +126,17 @@ def train(
     score: str,
     stamp: Mapping[str, Any],
     about: Mapping[str, Any],
-    augment: Augmentation | None = None,
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
-    relabel: Relabel | None = None,
 ) -> History:
     """Train `model` into the folder of `run`. A run that was interrupted is resumed, a finished one is loaded.
 
     Args:
         model: Ends with the best weights.
-        loader: Gives Batches whose pids are class labels; its `sampler.set_epoch(epoch)` decides their order.
-        evaluate: `evaluate(model)` returns scores by name. It is called on every process, every `recipe.eval_every`
-            epochs and after the last, and must return the same on each.
+        stages: One for each of `recipe.in_stages()`, with its batches. The checkpoint holds the present stage; the next
+            begins with the model, and with what losses have learned, as they are at the end of it.
+        evaluate: `evaluate(model)` returns scores by name. It is called on every process, in the last stage every
+            `recipe.eval_every` epochs and after the last, and must return the same on each.
         run: The run folder. run.json says "training" from the first evaluation on, then "ended" or "failed".
         recipe: Losses, optimizer, schedule and batch. With `patience` training may end early; the last row of the
             history then says why under "stopped".
@@ -144,11 +146,8 @@ def train(
         score: The weights of the epoch with the highest of this score are kept, the earlier of equals.
         stamp: Values that must match for a checkpoint to be resumed, beside model and recipe.
         about: For model.json.
-        augment: What is done to a batch on the device; by default `recipe.augment` alone.
         on_epoch: `on_epoch(history)` is called after each epoch, on the first process.
         progress: Show a bar of the epoch that is being trained, with images per second and the time left.
-        relabel: Called before each epoch: it sets the labels that batches are drawn by, the memory or the rows of the
-            classifiers, and the row that each image has in place of its label.
 
     Returns:
         One dict per epoch, as in metrics.jsonl; epoch 0 is the untrained network, with its scores alone.
@@ -161,19 +160,25 @@ def train(
         RuntimeError: A loader process was killed. In all cases the last checkpoint stays whole.
     """
     world, main = accelerator.num_processes, accelerator.is_main_process
-    recipe = replace(recipe, lr=recipe.lr * world) if setup.scale_lr else recipe
+    if setup.scale_lr:
+        recipe = replace(recipe, lr=recipe.lr * world)
+        stages = [replace(stage, recipe=replace(stage.recipe, lr=stage.recipe.lr * world)) for stage in stages]
     if setup.sync_bn and world > 1:
         if accelerator.device.type != "cuda":
             raise ValueError("sync_bn needs GPUs, torch has it for nothing else: set sync_bn=False")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    criterion = Criterion(recipe, model)  # refuses what recipe and model cannot do together
+    if recipe.trained == "losses":
+        raise ValueError("the last stage trains the network: set trained='all', or trained='losses' in `stages` alone")
+    criteria = [Criterion(stage.recipe, model) for stage in stages]  # refuse what recipe and model cannot do together
+    ends = list(accumulate(stage.recipe.epochs for stage in stages))  # the last epoch of each
     net = MutualPair(model) if recipe.mutual else model  # what is trained; `model` is what is evaluated and kept
     if recipe.bn_group or recipe.domain_bn:
         if setup.sync_bn:
             raise ValueError("sync_bn and norms over parts of a batch exclude each other: set sync_bn=False")
-        norms = [split_norms(module, recipe.bn_group, recipe.domain_bn) for module in (net, criterion.learned)]
+        learned = criteria[-1].learned
+        norms = [split_norms(module, recipe.bn_group, recipe.domain_bn) for module in (net, learned)]
         if recipe.domain_bn:
-            criterion.learned["source_norms"] = nn.ModuleList([norm for found in norms for norm in found])
+            learned["source_norms"] = nn.ModuleList([norm for found in norms for norm in found])
     stamp = {"model": model.name, "input_size": model.input_size, **stamp, **asdict(recipe)}
     # The number of processes may change where a step sees as many people as before.
     stamp |= {"people": recipe.people * world, "sync_bn": setup.sync_bn}
@@ -189,54 +194,65 @@ def train(
 
         # Channels last: convolutions are half as fast again, on CPUs and in bfloat16.
         net.to(accelerator.device).to(memory_format=torch.channels_last)
-        criterion.to(accelerator.device)
         if world > 1:
-            distributed.broadcast_state([net, criterion])
-        optimizer = build_optimizer(net, recipe, criterion.learned)
-        average = AveragedWeights(net, recipe.ema) if recipe.ema else None
-        evaluated = average.module if average else net  # also what is kept
-        evaluated = evaluated.first if recipe.mutual else evaluated
-        parts: dict[str, Any] = {"model": net, "optimizer": optimizer, "criterion": criterion}
-        parts |= {"average": average} if average else {}
-        parts |= {"relabel": relabel} if relabel else {}
+            distributed.broadcast_state([net])
         if checkpoint:
-            for name, part in parts.items():
-                part.load_state_dict(checkpoint[name])
             _note_stop(history, recipe, score)  # `patience` may have changed
         finished = bool(history) and (history[-1]["epoch"] >= recipe.epochs or "stopped" in history[-1])
-        trainer = Trainer(
-            model=net,
-            loader=loader,
-            criterion=criterion,
-            optimizer=optimizer,
-            augment=augment or build_augmentation(recipe.augment),
-            recipe=recipe,
-            setup=setup,
-            accelerator=accelerator,
-            average=average,
-            run=run,
-            progress=progress and main,
-            relabel=relabel,
-        )
         state = record.training_state(run, history, finished=finished) if main else nullcontext()
-        with state, loader_errors(), closing(trainer):
+        with state, loader_errors():
             if not history:
-                history.append({"epoch": 0, **_timed(evaluate, evaluated)})
+                history.append({"epoch": 0, **_timed(evaluate, model)})
+            begun = len(stages) if finished else bisect_left(ends, history[-1]["epoch"])
             with closing(_recorder(run, history, setup, accelerator, stamp)) if main else nullcontext() as recorder:
-                while not finished:
-                    epoch = len(history)
-                    row = {"epoch": epoch, **trainer.train_epoch(epoch)}
-                    if epoch % recipe.eval_every == 0 or epoch == recipe.epochs:
-                        row |= _timed(evaluate, evaluated)
-                    history.append(row)
-                    _note_stop(history, recipe, score)
-                    finished = epoch == recipe.epochs or "stopped" in row
-                    if recorder:
-                        if record.chosen_row(history, score, recipe.keep) is row:
-                            record.save_model(run, evaluated, epoch=epoch, **about)
-                        recorder(history, {"stamp": stamp} | {name: part.state_dict() for name, part in parts.items()})
-                        if on_epoch:
-                            on_epoch(history)
+                for number in range(begun, len(stages)):
+                    stage, criterion = stages[number], criteria[number].to(accelerator.device)
+                    if not checkpoint:
+                        criterion.begin(criteria[number - 1] if number else None)
+                    if world > 1:
+                        distributed.broadcast_state([criterion])
+                    optimizer = build_optimizer(net, stage.recipe, criterion.learned)
+                    average = AveragedWeights(net, stage.recipe.ema) if stage.recipe.ema else None
+                    evaluated = average.module if average else net  # also what is kept
+                    evaluated = evaluated.first if recipe.mutual else evaluated
+                    parts: dict[str, Any] = {"model": net, "optimizer": optimizer, "criterion": criterion}
+                    parts |= {"average": average} if average else {}
+                    parts |= {"relabel": stage.relabel} if stage.relabel else {}
+                    if checkpoint:
+                        for name, part in parts.items():
+                            part.load_state_dict(checkpoint[name])
+                        checkpoint = None  # of this stage alone
+                    trainer = Trainer(
+                        model=net,
+                        loader=stage.loader,
+                        criterion=criterion,
+                        optimizer=optimizer,
+                        augment=stage.augment,
+                        recipe=stage.recipe,
+                        setup=setup,
+                        accelerator=accelerator,
+                        average=average,
+                        run=run,
+                        progress=progress and main,
+                        relabel=stage.relabel,
+                        first=ends[number] - stage.recipe.epochs,
+                    )
+                    with closing(trainer):
+                        while history[-1]["epoch"] < ends[number] and "stopped" not in history[-1]:
+                            epoch, last_stage = len(history), number == len(stages) - 1
+                            row = {"epoch": epoch, **trainer.train_epoch(epoch)}
+                            row |= {"stage": number + 1} if len(stages) > 1 else {}
+                            if last_stage and (epoch % recipe.eval_every == 0 or epoch == recipe.epochs):
+                                row |= _timed(evaluate, evaluated)
+                            history.append(row)
+                            _note_stop(history, recipe, score)
+                            if recorder:
+                                if record.chosen_row(history, score, recipe.keep) is row:
+                                    record.save_model(run, evaluated, epoch=epoch, **about)
+                                states = {name: part.state_dict() for name, part in parts.items()}
+                                recorder(history, {"stamp": stamp} | states)
+                                if on_epoch:
+                                    on_epoch(history)
             accelerator.wait_for_everyone()
         record.load_weights(run, model)
         return history
@@ -280,9 +296,11 @@ class ImagesToLoss(nn.Module):
 
     def __init__(self, net: nn.Module, criterion: Criterion, world: int, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        self.net, self.learned, self.world = net, criterion.learned, world
+        self.net = None if criterion.recipe.trained == "losses" else net
+        self.learned, self.world = criterion.learned, world
         self.criterion, self.teacher = [criterion], [teacher]  # in lists: not parts of this module
         self.contrast = bool(criterion.recipe.contrast_weight)
+        self.branches = list(getattr(net, "branches", {}).values()) or [slice(None)]
 
     def forward(
         self, images: Tensor, cameras: Tensor, labels: Tensor, agreement: Tensor | None = None
@@ -290,7 +308,8 @@ class ImagesToLoss(nn.Module):
         """Compute the loss of a batch.
 
         Args:
-            images: (B, 3, H, W) uint8; for two networks (2 B, 3, H, W), a view for each.
+            images: (B, 3, H, W) uint8; for two networks (2 B, 3, H, W), a view for each; where losses alone are trained
+                their features (B, D).
             cameras: (B,) int64.
             labels: (B,) int64.
             agreement: (B, parts) of `Relabel`.
@@ -299,7 +318,9 @@ class ImagesToLoss(nn.Module):
             The loss (), and its value, its parts and the accuracy by name, detached.
         """
         (criterion,), (teacher,), taught = self.criterion, self.teacher, None
-        if self.contrast:
+        if self.net is None:
+            outputs = Outputs([], [images[:, columns] for columns in self.branches])
+        elif self.contrast:
             outputs = Outputs([], [train_feats(self.net, images, cameras)])
         elif "parts" in self.learned:
             outputs = self.learned["parts"].outputs(self.net, images)
@@ -330,6 +351,25 @@ class ImagesToLoss(nn.Module):
         return loss, parts | {"loss": loss.detach()} | values
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What `train` needs for a part of the training that has settings of its own.
+
+    Attributes:
+        recipe: Its settings: one of `in_stages()` of the whole recipe.
+        loader: Gives Batches whose pids are class labels; its `sampler.set_epoch(epoch)` decides their order. Where the
+            recipe trains losses alone, its dataset is a `FixedFeatures`.
+        augment: What is done to a batch on the device.
+        relabel: Called before each epoch: it sets the labels that batches are drawn by, the memory or the rows of the
+            classifiers, and the row that each image has in place of its label.
+    """
+
+    recipe: Recipe
+    loader: DataLoader[Batch]
+    augment: Augmentation
+    relabel: Relabel | None = None
+
+
 @dataclass
 class Trainer:
     """Trains one epoch after the other: `trainer.train_epoch(3)` returns the metrics of epoch 3."""
@@ -346,6 +386,7 @@ class Trainer:
     run: RunFolder
     progress: bool = False
     relabel: Relabel | None = None
+    first: int = 0  # epochs of the stages before
     bar: Any = None  # one for all epochs, so that a notebook shows one
 
     def __post_init__(self) -> None:
@@ -372,14 +413,16 @@ class Trainer:
             The means of the loss, its parts, the accuracy (over batches) and the norm of the gradients (over updates),
             all over all processes; the last learning rate; and what the epoch took.
         """
-        recipe, steps = self.recipe, len(self.loader)
+        recipe, steps, of_stage = self.recipe, len(self.loader), epoch - self.first
         found = self._relabel(epoch)
-        begin_epoch(self.model.train(), recipe, epoch)
+        if isinstance(self.loader.dataset, FixedFeatures):
+            self.loader.dataset.extract(self.model, self.device)
+        begin_epoch(self.model.train(), recipe, of_stage)
         if self.teacher is not None:
             self.teacher.train()  # its norms see the batch, as those of the networks do
         if recipe.reset_optimizer:
             self.optimizer.state.clear()
-        self.criterion.epoch = epoch
+        self.criterion.epoch = of_stage
         self.loader.sampler.set_epoch(epoch)
         images_to_loss = self.images_to_loss
         if self.world > 1:  # after layers were frozen
@@ -392,7 +435,7 @@ class Trainer:
                 first = step - step % recipe.accumulate  # batches first … last make one update of the weights
                 last = min(first + recipe.accumulate, steps) - 1
                 if step == first:
-                    lr = recipe.lr * set_rate(self.optimizer, recipe, epoch - 1 + step / steps)
+                    lr = recipe.lr * set_rate(self.optimizer, recipe, of_stage - 1 + step / steps)
                 batch = self.prepare(loaded, epoch, step)
                 noting = note_nondeterministic(self.run) if (epoch, step, self.rank) == (1, 0, 0) else nullcontext()
                 # DistributedDataParallel must see whole backward passes before it may leave any out.
@@ -440,10 +483,13 @@ class Trainer:
 
     def prepare(self, loaded: Batch, epoch: int, step: int) -> TrainingBatch:
         """Move a batch to the device and augment its images there."""
-        images = loaded.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        key = ("augment", epoch, step, self.rank)
-        views = [key, (*key, 1)] if self.recipe.mutual else [key]
-        images = torch.cat([self.augment(images, torch_generator_for(self.recipe.seed, *view)) for view in views])
+        if loaded.images.ndim == 4:
+            images = loaded.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            key = ("augment", epoch, step, self.rank)
+            views = [key, (*key, 1)] if self.recipe.mutual else [key]
+            images = torch.cat([self.augment(images, torch_generator_for(self.recipe.seed, *view)) for view in views])
+        else:  # features
+            images = loaded.images.to(self.device)
         labels, cameras = (x.to(self.device, non_blocking=True) for x in (loaded.pids, loaded.cameras))
         if self.relabel:
             labels = self.relabel.rows[loaded.indices.to(self.device)]
@@ -481,8 +527,9 @@ class Trainer:
 
     def _check_loss(self, batch: TrainingBatch, loss: float, values: dict[str, Tensor]) -> None:
         def forward() -> None:
-            with self._repeatable(batch):
-                self.model(batch.images, batch.cameras)
+            if batch.images.ndim == 4:
+                with self._repeatable(batch):
+                    self.model(batch.images, batch.cameras)
 
         if not math.isfinite(loss):
             self.diagnosis.stop_at_loss(batch, loss, values, forward)
@@ -504,7 +551,8 @@ class Trainer:
         total *= 2 if self.criterion.source_rows else 1
         self.bar = self.bar or tqdm(total=total, unit=" images", leave=False)
         self.bar.reset(total)
-        self.bar.set_description(f"epoch {epoch} of {self.recipe.epochs}")
+        of_stage = f" of a stage of {self.recipe.epochs}" if self.first else f" of {self.recipe.epochs}"
+        self.bar.set_description(f"epoch {epoch - self.first}{of_stage}")
         yield self.bar.update
         self.bar.clear()  # room for what is printed between two epochs
 

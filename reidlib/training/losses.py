@@ -6,6 +6,7 @@ al., 2017, with the margin of the strong baseline (Luo et al., 2019); weighted: 
 et al., ECCV 2016. Orthogonality: ABD-Net (Chen et al., ICCV 2019). Circle loss of pairs: pytorch-metric-learning's.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from reidlib.errors import unknown_name
 from reidlib.seeds import seeded, torch_generator_for
 from reidlib.training.memory import ClusterMemory
+from reidlib.training.prompts import ImageToText, Prompts
 from reidlib.training.recipes import Recipe
 from reidlib.training.refinement import PartHeads, classifiers, refined
 
@@ -172,13 +174,16 @@ def _of_library(name: str, *, mining: float | None = None, **settings: Any) -> C
 
 # Further losses, by the name that `losses` of a recipe takes. `loss(outputs, labels)` gives a tensor of shape () from
 # `outputs.logits` and `outputs.embeddings` (a list each, one tensor per branch) and labels (B,). A class is built with
-# the model first, and the parameters of such a module are trained.
+# the model first, and with `recipe=` if it has that parameter; the parameters of such a module are trained. Where a
+# stage of training begins with it, its method `begin(before)`, if it has one, gets the modules of the stage before.
 LOSSES: dict[str, Callable[..., Any]] = {
     "multi_similarity": _of_library("MultiSimilarityLoss"),  # Wang et al., CVPR 2019
     # The paper's, with its mining of pairs, as LightMBN sets it.
     "mined_multi_similarity": _of_library("MultiSimilarityLoss", mining=0.7),
     "supervised_contrastive": _of_library("SupConLoss"),  # Khosla et al., NeurIPS 2020
     "ntxent": _of_library("NTXentLoss"),  # Chen et al., ICML 2020
+    "prompts": Prompts,  # Li, Sun, Li: "CLIP-ReID", AAAI 2023: its first stage
+    "image_to_text": ImageToText,  # and its second
 }
 
 
@@ -231,7 +236,8 @@ class Criterion(nn.Module):
         self.learned = nn.ModuleDict()  # further losses with parameters or other state
         for name, (weight, loss) in self.further.items():
             if isinstance(loss, type):
-                self.learned[name] = loss(model)
+                takes_recipe = "recipe" in inspect.signature(loss).parameters
+                self.learned[name] = loss(model, recipe=recipe) if takes_recipe else loss(model)
                 self.further[name] = weight, self.learned[name]
         if recipe.parts:
             with seeded(recipe.seed, "parts"):
@@ -266,6 +272,18 @@ class Criterion(nn.Module):
             )
         if recipe.orthogonal_weights and not any(_in_a_row(model.network.backbone)):
             raise ValueError(f"orthogonal_weights needs a trunk that begins with a convolution, unlike {model.name}'s")
+
+    @torch.no_grad()
+    def begin(self, before: "Criterion | None") -> None:
+        """Called where a stage of the training begins, with the criterion of the stage before it, None for the first.
+
+        What has the same name and shape in both goes on; a further loss is told by its `begin`.
+        """
+        own, learned = self.state_dict(), before.state_dict() if before else {}
+        self.load_state_dict(own | {k: v for k, v in learned.items() if k in own and v.shape == own[k].shape})
+        for module in self.learned.values():
+            if hasattr(module, "begin"):
+                module.begin(dict(before.learned.items()) if before else {})
 
     def forward(
         self, outputs: Any, labels: Tensor, teacher: Any = None, agreement: Tensor | None = None

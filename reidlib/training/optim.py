@@ -26,6 +26,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe, losses: nn.Module | None =
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     named = [(name, parameter, bool(_HEADS.search(name))) for name, parameter in model.named_parameters()]
+    named = [] if recipe.trained == "losses" else named
     named += [(name, parameter, True) for name, parameter in losses.named_parameters()] if losses else []
     for name, parameter, in_head in named:
         if parameter.requires_grad or getattr(parameter, _FROZEN, False):

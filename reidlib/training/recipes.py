@@ -8,10 +8,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from reidlib.errors import unknown_name
 from reidlib.training.settings import check_limits, setting
 
 METHODS = ("dbscan", "hdbscan", "infomap")  # of clusters.py
 UPDATES = ("sequential", "hard", "batch_mean")  # of memory.py
+# Settings of a whole training, which a stage cannot have differently.
+OF_ALL_STAGES = ("stages", "height", "width", "interpolation", "bn_group", "domain_bn", "patience", "clusters")
+OF_ALL_STAGES += ("contrast_weight", "mutual", "eval_every", "keep", "metric", "seed")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class Recipe:
     Lengths are in epochs; a batch holds `people` × `images` images in each process. The default of a new field must
     change nothing: a checkpoint that was made before the field existed resumes with it.
 
+    A training in several stages has its earlier ones in `stages`, and the settings of the last as its own. Warm-up,
+    milestones and other lengths count from the first epoch of their stage; `epochs` are those of all stages together.
+    Only the last stage is evaluated. An earlier one hands its last weights on, and what losses of the same name have
+    learned.
+
     Raises:
         ValueError: On building, for a value that makes no sense or contradicts another, naming it.
     """
@@ -29,6 +38,10 @@ class Recipe:
     width: int = setting(0, "width, in pixels")
     interpolation: str = setting("bilinear", "how images are resized", choices=("bilinear", "bicubic"))
     epochs: int = setting(8, "passes over the training set", least=1)
+    stages: tuple[dict, ...] = setting((), "earlier stages: settings in place of the last's, with epochs of their own")
+    trained: str = setting(
+        "all", "what is trained: all, or what losses learn, on features extracted once", choices=("all", "losses")
+    )
     people: int = setting(8, "P: different people in a batch", least=1)
     images: int = setting(4, "K: images of each person", least=1)
     pk: bool = setting(True, "false: batches of people × images drawn from all images; no triplets then")
@@ -102,6 +115,7 @@ class Recipe:
         True, "stop where clusters are too few, too large or too many images have none", may_change=True
     )
     losses: tuple[str, ...] = setting((), "further losses of reidlib.training.losses.LOSSES, as name=weight")
+    text_weights: str = setting("", "file of CLIP with its text encoder, for the loss prompts")
     first_branch: float = setting(0.0, "share of a model's first branch in each loss; 0: all branches alike", most=1)
     augment: tuple[str, ...] = setting(("random_flip", "pad_crop"), "augmentations in order, name or name=probability")
     accumulate: int = setting(1, "batches per step of the optimizer", least=1)
@@ -117,10 +131,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        stages = ({k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()} for stage in self.stages)
+        object.__setattr__(self, "stages", tuple(stages))  # as params.json has them
         if bool(self.height) != bool(self.width):
             raise ValueError(f"height and width go together, got {self.height} × {self.width}: give both, or neither")
         self._check_losses()
-        self._check_lengths()
+        if not self.stages:
+            self._check_lengths()
+        elif self.finds_clusters or self.mutual:
+            raise ValueError("clusters and two networks are not trained in stages: set stages=[]")
+        else:
+            self.in_stages()  # which are checked each
 
     def _check_losses(self) -> None:
         weights = (self.cross_entropy_weight, self.triplet_weight, self.circle_weight, self.contrast_weight)
@@ -159,7 +180,8 @@ class Recipe:
                 )
 
     def _check_lengths(self) -> None:
-        if self.schedule == "steps" and (not self.milestones or max(self.milestones) >= self.epochs):
+        milestones = self.milestones or (self.epochs > 1) * (self.epochs,)  # a single epoch has none
+        if self.schedule == "steps" and any(milestone >= self.epochs for milestone in milestones):
             raise ValueError(
                 f"schedule 'steps' needs milestones before the last of {self.epochs} epochs, got {self.milestones}"
             )
@@ -190,6 +212,34 @@ class Recipe:
         fallen = min(1.0, max(0.0, progress - self.delay) / (self.epochs - self.delay))
         return warm * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fallen)))
 
+    def in_stages(self) -> list["Recipe"]:
+        """The recipe of each stage, with the epochs of that stage alone; this one alone if there are no others.
+
+        Raises:
+            ValueError: A stage has settings that make no sense, or the last is left without an epoch.
+        """
+        if not self.stages:
+            return [self]
+        for number, values in enumerate(self.stages, start=1):
+            for name in values:
+                if name not in _STAGE_SETTINGS:
+                    raise unknown_name(f"setting of stage {number}", name, _STAGE_SETTINGS)
+            if not isinstance(values.get("epochs"), int):
+                raise ValueError(f"stage {number} of the recipe has no number of epochs of its own: give it some")
+        left = self.epochs - sum(values["epochs"] for values in self.stages)
+        if left < 1:
+            raise ValueError(
+                f"the stages before the last take {self.epochs - left} of {self.epochs} epochs: raise epochs, or set "
+                "`scaled` in its place"
+            )
+        last, found = replace(self, stages=(), epochs=left), []
+        for number, values in enumerate(self.stages, start=1):
+            try:
+                found.append(replace(last, **values))
+            except ValueError as error:
+                raise ValueError(f"stage {number}: {error}") from None
+        return [*found, last]
+
     def having(self, values: Mapping[str, object]) -> "Recipe":
         """This recipe with the settings of `values` that are not None in place of its own."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
@@ -208,6 +258,8 @@ class Recipe:
         """
         if epochs < 1:
             raise ValueError(f"scaled must be at least 1 epoch, got {epochs}")
+        if self.stages:
+            return self._scaled_stages(epochs, batch)
         share = epochs / self.epochs
         people, images = self.people, self.images
         while people * images > batch:
@@ -230,6 +282,23 @@ class Recipe:
             orthogonal_features_after=round(self.orthogonal_features_after * share),
             eval_every=max(1, min(self.eval_every, epochs // 2)),
         )
+
+    def _scaled_stages(self, epochs: int, batch: int) -> "Recipe":
+        *stages, last = self.in_stages()
+        if epochs <= len(stages):
+            raise ValueError(f"scaled must be at least {len(stages) + 1} epochs, one for each stage, got {epochs}")
+        left, rest, scaled = epochs, self.epochs, []
+        for number, stage in enumerate(stages):
+            most = left - (len(stages) - number)  # leaves an epoch for each stage that follows
+            scaled.append(stage.scaled(min(most, max(1, round(left * stage.epochs / rest))), batch))
+            left, rest = left - scaled[-1].epochs, rest - stage.epochs
+        own = last.scaled(left, batch)
+        differing = [{name: getattr(s, name) for name in dict.fromkeys(["epochs", *s.changed(own)])} for s in scaled]
+        shared = [{k: v for k, v in values.items() if k in _STAGE_SETTINGS} for values in differing]
+        return replace(own, epochs=epochs, stages=tuple(shared))
+
+
+_STAGE_SETTINGS = [f.name for f in fields(Recipe) if f.name not in OF_ALL_STAGES]
 
 
 # The published ones. Results are Rank-1 / mAP on Market-1501, single query, without re-ranking, of a trunk that begins
@@ -482,6 +551,39 @@ RECIPES["clipreid_baseline"] = replace(
     triplet_weight=3.0,
     center_weight=0,
     augment=("random_flip", "pad_crop", "pixel_erasing=0.5"),
+)
+
+# CLIP-ReID in both stages, configs/person/vit_clipreid: 120 epochs of prompts alone, over features of images that are
+# not augmented, then 60 of the image side. `init` and `text_weights` are OpenAI's ViT-B-16.pt. Upstream's last batch of
+# an epoch of prompts, which is short, is left out. Its published files print no figures.
+# For clipreid_rn50: RN50.pt, -p lr 3.5e-4 -p weight_decay 5e-4 -p warmup_from 0.01 -p milestones 40,70 -p epochs 180
+# -p cross_entropy_weight 2.0 and, in stages, epochs 60.
+#     -p recipe clipreid -p model clipreid_vit_b16 -p init ViT-B-16.pt -p text_weights ViT-B-16.pt
+RECIPES["clipreid"] = replace(
+    RECIPES["clipreid_baseline"],
+    epochs=180,
+    cross_entropy_weight=0.5,
+    losses=("image_to_text",),
+    stages=(
+        {
+            "epochs": 120,
+            "trained": "losses",
+            "losses": ("prompts",),
+            "cross_entropy_weight": 0.0,
+            "triplet_weight": 0.0,
+            "people": 64,
+            "images": 1,
+            "pk": False,
+            "lr": 3.5e-4,
+            "bias_lr": 1.0,
+            "schedule": "cosine",
+            "milestones": (),
+            "final": 1e-6 / 3.5e-4,
+            "warmup": 5.0,
+            "warmup_from": 1e-5 / 3.5e-4,
+            "augment": (),
+        },
+    ),
 )
 
 # LightMBN: Herzog et al., ICIP 2021, arXiv 2101.10774. jixunbo/LightMBN, the command of its README.

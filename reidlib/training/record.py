@@ -295,16 +295,17 @@ def load_weights(run: RunFolder, model: "ReIDModel") -> None:
             raise ValueError(f"{path}: {name} holds NaN or infinite values, so every feature would: train it again")
 
 
-def write_bad_batch(run: RunFolder, images: torch.Tensor, about: dict[str, Any]) -> None:
+def write_bad_batch(run: RunFolder, images: torch.Tensor | None, about: dict[str, Any]) -> None:
     """Keep the batch that training stopped at.
 
     Args:
         run: The run folder.
-        images: (B, 3, H, W) uint8, as the model saw them.
+        images: (B, 3, H, W) uint8, as the model saw them; None if it saw none.
         about: What is known of the batch, for bad_batch.json.
     """
-    with whole_file(run.path / "bad_batch.safetensors") as part:
-        save_file({"images": images.cpu().contiguous()}, part)
+    if images is not None:
+        with whole_file(run.path / "bad_batch.safetensors") as part:
+            save_file({"images": images.cpu().contiguous()}, part)
     run.write_json("bad_batch.json", about)
 
 

@@ -17,8 +17,9 @@ from torch.nn.functional import normalize
 from reidlib.data.loaders import ImageSet, in_order
 from reidlib.data.samplers import ClusterSampler, JoinedSampler
 from reidlib.data.samples import ReIDDataset
-from reidlib.evaluation import extract_features, jaccard_graph
+from reidlib.evaluation import jaccard_graph
 from reidlib.training.clusters import cluster_quality, pseudo_labels
+from reidlib.training.fixed import features_in_all
 from reidlib.training.memory import ClusterMemory
 from reidlib.training.recipes import Recipe
 from reidlib.training.refinement import PartHeads, WithParts, agreement
@@ -168,12 +169,7 @@ class Relabel:
 
     def _extract(self, model: nn.Module) -> Tensor:
         """Features (N, D) of all training images, on the CPU, in every process."""
-        feats = extract_features(model, self.batches, device=self.device).feats
-        if self.world > 1:
-            parts: list[Any] = [None] * self.world
-            dist.all_gather_object(parts, feats)
-            feats = torch.cat(parts)
-        return feats
+        return features_in_all(model, self.batches, self.device)
 
     def _agreed(self, feats: Tensor) -> tuple[Tensor, float | None, dict[str, Any]]:
         """What the first process found, in every process."""

@@ -15,13 +15,22 @@ from torch.utils.data import DataLoader
 
 from reidlib.data.datasets import ReIDDataset
 from reidlib.data.folders import ClassDataset
-from reidlib.data.loaders import Batch, class_loaders, eval_loader, slice_of, train_loader
+from reidlib.data.loaders import (
+    Batch,
+    class_loaders,
+    draw_batches,
+    eval_loader,
+    load_batches,
+    slice_of,
+    train_loader,
+)
 from reidlib.data.samples import frames_of
 from reidlib.data.transforms import build_augmentation, random_resized_crop
 from reidlib.evaluation import Features, average_tracks, evaluate_ranking, extract_features, ranking_inputs
 from reidlib.run_folder import RunFolder
 from reidlib.training.distributed import rank_and_world, run_processes
-from reidlib.training.loop import History, OnEpoch, Setup, begin, train
+from reidlib.training.fixed import FixedFeatures
+from reidlib.training.loop import History, OnEpoch, Setup, Stage, begin, train
 from reidlib.training.recipes import Recipe
 from reidlib.training.relabel import Relabel, cluster_batches
 
@@ -48,6 +57,7 @@ def fit(
         return run_processes(run.params, model, run, setup.num_processes, on_epoch)
     accelerator = begin(setup)
     part = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    *earlier, last = recipe.in_stages()
     sampler = cluster_batches(dataset, recipe, **part) if recipe.finds_clusters else None
     loader = train_loader(
         dataset,
@@ -64,6 +74,17 @@ def fit(
     relabel = None
     if sampler is not None:
         relabel = Relabel(dataset, loader.dataset, sampler, recipe, accelerator.device, workers=setup.workers, **part)
+
+    def stage(recipe: Recipe) -> Stage:
+        """A stage before the last, on the same images."""
+        batches = draw_batches(loader.dataset, recipe.people, recipe.images, recipe.pk, seed=recipe.seed, **part)
+        images: Any = loader.dataset
+        if recipe.trained == "losses":
+            images = FixedFeatures(images, workers=setup.workers, **part)
+        return Stage(recipe, load_batches(images, batches, setup.workers), build_augmentation(recipe.augment))
+
+    stages = [stage(each) for each in earlier]
+    stages.append(Stage(last, loader, build_augmentation(last.augment), relabel))
     images, tracks = zip(*map(frames_of, (dataset.query, dataset.gallery)), strict=True)
     splits = [
         eval_loader(
@@ -100,7 +121,7 @@ def fit(
 
     return train(
         model,
-        loader,
+        stages,
         evaluate,
         run,
         recipe,
@@ -115,7 +136,6 @@ def fit(
         },
         on_epoch=on_epoch,
         progress=progress,
-        relabel=relabel,
     )
 
 
@@ -140,6 +160,8 @@ def pretrain(
         raise ValueError(
             f"{dataset.name} has {dataset.num_classes} classes, {model.name} was built for {model.num_classes}"
         )
+    if recipe.stages:
+        raise ValueError("pretraining has no stages: set stages=[]")
     if recipe.pk:
         raise ValueError("classes are not drawn by person: set pk=False, or choose a recipe for pretraining")
     if setup.num_processes > 1 and rank_and_world()[1] == 1:
@@ -162,7 +184,7 @@ def pretrain(
 
     return train(
         model,
-        loader,
+        [Stage(recipe, loader, augment)],
         lambda model: classify(model, val, accelerator),
         run,
         recipe,
@@ -175,7 +197,6 @@ def pretrain(
             "classes": list(dataset.classes),
             "interpolation": recipe.interpolation,
         },
-        augment=augment,
         on_epoch=on_epoch,
         progress=progress,
     )
