@@ -25,11 +25,11 @@ class FixedFeatures(Dataset[Batch]):
     def __init__(self, images: ImageSet, *, workers: int = 0, rank: int = 0, world: int = 1) -> None:
         self.images, self.samples = images, images.samples
         self.batches = in_order(images, workers=workers, rank=rank, world=world)
-        self.feats: Tensor | None = None
+        self.feats = torch.empty(0)
 
     def extract(self, model: nn.Module, device: torch.device) -> None:
         """Extract the features, unless that was done before."""
-        if self.feats is None:
+        if not len(self.feats):
             self.feats = features_in_all(model, self.batches, device)
 
     def __len__(self) -> int:

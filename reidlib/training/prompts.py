@@ -50,16 +50,17 @@ class Prompts(nn.Module):
                 f"the texts of {recipe.text_weights} have {width} numbers, the last embedding of {model.name} has "
                 f"{wanted}: set text_weights to the CLIP file that the model's own weights come from"
             )
-        self.fixed = [encoder.eval().requires_grad_(False), *(tokens[list(ids)] for ids in (BEFORE, AFTER))]
+        self.encoder = [encoder.eval().requires_grad_(False)]  # in a list: it is neither trained nor kept
+        self.tokens: Tensor
+        self.register_buffer("tokens", tokens[[*BEFORE, *AFTER]], persistent=False)
         shape = model.num_classes or 0, LEARNED, tokens.shape[1]
         self.vectors = nn.Parameter(0.02 * torch.randn(shape, generator=torch_generator_for(recipe.seed, "prompts")))
 
     def texts(self, labels: Tensor) -> Tensor:
         """What the encoder gives for the prompts of labels (B,): (B, width)."""
         own = self.vectors[labels]  # (B, 4, width of a token)
-        encoder, before, after = self.fixed = [part.to(own.device) for part in self.fixed]
-        before, after = (part.expand(len(own), -1, -1) for part in (before, after))
-        return encoder(torch.cat([before, own, after], dim=1))
+        before, after = self.tokens.expand(len(own), -1, -1).split([len(BEFORE), len(AFTER)], dim=1)
+        return self.encoder[0].to(own.device)(torch.cat([before, own, after], dim=1))
 
     def forward(self, outputs: Any, labels: Tensor) -> Tensor:
         images, texts = outputs.embeddings[-1].float(), self.texts(labels)

@@ -555,9 +555,9 @@ RECIPES["clipreid_baseline"] = replace(
 
 # CLIP-ReID in both stages, configs/person/vit_clipreid: 120 epochs of prompts alone, over features of images that are
 # not augmented, then 60 of the image side. `init` and `text_weights` are OpenAI's ViT-B-16.pt. Upstream's last batch of
-# an epoch of prompts, which is short, is left out. Its published files print no figures.
+# an epoch of prompts, which is short, is left out.
 # For clipreid_rn50: RN50.pt, -p lr 3.5e-4 -p weight_decay 5e-4 -p warmup_from 0.01 -p milestones 40,70 -p epochs 180
-# -p cross_entropy_weight 2.0 and, in stages, epochs 60.
+# -p cross_entropy_weight 2.0 and, in stages, epochs 60. It prints no figures beside its files.
 #     -p recipe clipreid -p model clipreid_vit_b16 -p init ViT-B-16.pt -p text_weights ViT-B-16.pt
 RECIPES["clipreid"] = replace(
     RECIPES["clipreid_baseline"],
