@@ -561,10 +561,38 @@ def test_many_entries_are_refused_before_they_are_listed(tmp_path, monkeypatch):
     refused(path, "is refused: it holds more than 7 entries")
 
 
-def test_a_torchscript_program_is_refused_in_our_words(tmp_path):
-    path = tmp_path / "program.pt"
-    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
-    refused(path, r"is a TorchScript program, not weights; save the state_dict\(\) of its model$")
+class Scripted(torch.nn.Module):
+    """As OpenAI's archives of CLIP: modules within modules, half precision, numbers and lists among the attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.visual = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).half()
+        self.shared = torch.nn.Parameter(torch.randn(2, 5).T)
+        self.depths, self.scale, self.name = [1, 2], 0.5, "clip"
+        self.register_buffer("count", torch.tensor(7))
+
+    def forward(self, x):
+        return self.visual(x) * self.scale + len(self.depths)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_program_gives_its_tensors_and_is_not_run(tmp_path, monkeypatch):
+    model, path = Scripted().eval(), tmp_path / "program.pt"
+    torch.jit.script(model).save(str(path))
+    for function in ("load", "jit.load"):
+        monkeypatch.setattr(f"torch.{function}", None)
+    state = read_state_dict(path)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert all(state[key].dtype == value.dtype for key, value in model.state_dict().items())
+    content = path.read_bytes()
+    (data,) = (content.index(value.numpy().tobytes()) for value in [model.state_dict()["shared"].T.contiguous()])
+    path.write_bytes(content[:data] + b"\1" + content[data + 1 :])
+    refused(path, "cannot be read as weights")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("program/constants.pkl", b"")
+        archive.writestr("program/data.pkl", b"\x80\x02c__torch__.a\nB\n)\x81}(X\x01\x00\x00\x00acos\nsystem\nub.")
+    refused(path, "is refused: it holds the Python object os.system")
 
 
 FLOATS = b"ctorch\nFloatStorage\n"

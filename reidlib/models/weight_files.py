@@ -4,14 +4,15 @@
 sizes that a pickle names, inflates compressed entries, and reads bytes whose checksum is wrong. So the structure is
 checked before: `_Pickle` follows the opcodes of a pickle and only describes what they ask for, and every tensor must
 lie in a storage that the file holds, at its full length, uncompressed and (in zip files) with the right checksum.
-Memory is bounded by the size of the file. Formats without checksums (torch's legacy format, safetensors) are known to
+Memory is bounded by the size of the file. Of a TorchScript program, as OpenAI publishes CLIP, the tensors of modules
+are read in the same way, and nothing else. Formats without checksums (torch's legacy format, safetensors) are known to
 be whole only by the hash that `weights` records.
 """
 
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import islice
 from math import prod
@@ -37,9 +38,12 @@ _ALLOWED = re.compile(
     r"|torch(\.cuda|\.storage)?\.\w+Storage|torch\.(Size|device|bool|uint8|int\d+|b?float\d+)"
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|numpy\.(dtype|_?core\.multiarray\.scalar)"
 )
+_SCRIPT = re.compile(r"__torch__\.[\w.]+|torch\.jit\._pickle\.build_\w+list")  # and a TorchScript program beside those
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_ITEM_SIZES = {"Bool": 1, "Byte": 1, "Char": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8}
-_ITEM_SIZES |= {"Double": 8, "ComplexFloat": 8, "ComplexDouble": 16}
+_DTYPES = {"Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Half": torch.float16}
+_DTYPES |= {"BFloat16": torch.bfloat16, "Int": torch.int32, "Float": torch.float32, "Long": torch.int64}
+_DTYPES |= {"Double": torch.float64, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}
+_DTYPES |= {"Untyped": torch.uint8}
 # numpy's scalars: torchreid's files keep the score of their epoch as one. Plain data, no code.
 _NUMPY_SCALARS = [
     (scalar, "numpy.core.multiarray.scalar"),
@@ -85,7 +89,10 @@ def read_file(path: Path) -> object:
                     "is a tar archive: unpack it and load what is in it; or, if torch before 0.1.10 wrote it, save it "
                     "again with a torch of that time, as reading it would run code"
                 )
-            _check_zip(file) if head[:2] == b"PK" else _check_legacy(file)
+            if head[:2] != b"PK":
+                _check_legacy(file)
+            elif (tensors := _check_zip(file)) is not None:
+                return tensors
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch doubts `encoding`, which Python-2 files need
             return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
@@ -101,8 +108,12 @@ def read_file(path: Path) -> object:
         ) from error
 
 
-def _check_zip(file: BinaryIO) -> None:
-    """Raise CheckpointError unless `file` is a zip archive as torch writes them, every byte of it as it was written."""
+def _check_zip(file: BinaryIO) -> dict[str, torch.Tensor] | None:
+    """Raise CheckpointError unless `file` is a zip archive as torch writes them, every byte of it as it was written.
+
+    Returns:
+        The tensors of a TorchScript program, which torch.load would run; None for other files, which it may read now.
+    """
     size = file.seek(0, 2)
     file.seek(max(0, size - 22))
     end = file.read()
@@ -114,8 +125,10 @@ def _check_zip(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         inside = [name.rpartition("/")[2] for name in entries]
-        if "constants.pkl" in inside:
-            raise CheckpointError("is a TorchScript program, not weights; save the state_dict() of its model")
+        script = "constants.pkl" in inside
+        if script:  # its code is compressed, and is not read
+            used = re.compile(r"[^/]+/data(\.pkl|/\w+)")
+            entries = {name: entry for name, entry in entries.items() if used.fullmatch(name)}
         if "data.pkl" not in inside:
             names = ", ".join(map(_readable, list(entries)[:3])) or "nothing"
             raise CheckpointError(f"is a zip archive of {names}: unpack it and load the weights in it")
@@ -124,16 +137,24 @@ def _check_zip(file: BinaryIO) -> None:
         folder = next(iter(entries)).partition("/")[0]
         first = min(entry.header_offset for entry in entries.values())
         length = sum(entry.file_size for entry in entries.values())
-        whole = first == 0 and len(entries) == len(archive.infolist()) and length <= size
-        if not whole or any(not name.startswith(f"{folder}/") for name in entries) or archive.testzip():
+        whole = length <= size and (script or (first == 0 and len(entries) == len(archive.infolist())))
+        whole = whole and all(name.startswith(f"{folder}/") for name in entries)
+        if not whole or not (script or archive.testzip() is None):
             raise CheckpointError("is damaged: its checksums are not those of its content; download it again")
         if entries[f"{folder}/data.pkl"].file_size > MAX_PICKLE:
             raise CheckpointError(f"is refused: its pickle has more than {MAX_PICKLE >> 20} MiB")
-        pickle = _Pickle()
-        pickle.follow(BytesIO(archive.read(f"{folder}/data.pkl")))
-    for storage in pickle.storages.values():
-        if entries[f"{folder}/data/{storage.key}"].file_size != storage.numel * storage.item_size:
-            raise CheckpointError("is damaged: a tensor and its storage differ in size; download it again")
+        pickle = _Pickle(script)
+        content = pickle.follow(BytesIO(archive.read(f"{folder}/data.pkl")))
+        for storage in pickle.storages.values():
+            if entries[f"{folder}/data/{storage.key}"].file_size != storage.numel * storage.dtype.itemsize:
+                raise CheckpointError("is damaged: a tensor and its storage differ in size; download it again")
+        if not script:
+            return None
+        views = dict(pickle.views(content))
+        read = {
+            view.storage.key: bytearray(archive.read(f"{folder}/data/{view.storage.key}")) for view in views.values()
+        }
+    return {name: view.tensor(read[view.storage.key]) for name, view in views.items()}
 
 
 def _check_legacy(file: BinaryIO) -> None:
@@ -152,7 +173,7 @@ def _check_legacy(file: BinaryIO) -> None:
         storage = pickle.storages[key]
         if int.from_bytes(file.read(8), "little") != storage.numel:
             raise CheckpointError("is cut off or damaged; download it again")
-        at += 8 + storage.numel * storage.item_size
+        at += 8 + storage.numel * storage.dtype.itemsize
     if at != size:
         raise CheckpointError(f"is cut off or damaged ({size:,} bytes, {at:,} expected); download it again")
 
@@ -171,7 +192,27 @@ class _Name(str):
 class _Storage(NamedTuple):
     key: str
     numel: int
-    item_size: int
+    dtype: torch.dtype
+
+
+class _Module(dict):
+    """What a module of a TorchScript program holds, by name."""
+
+
+class _View(NamedTuple):
+    """A tensor of a TorchScript program."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def tensor(self, content: bytearray) -> torch.Tensor:
+        if not prod(self.size):
+            return torch.empty(self.size, dtype=self.storage.dtype)
+        return (
+            torch.frombuffer(content, dtype=self.storage.dtype).as_strided(self.size, self.stride, self.offset).clone()
+        )
 
 
 # Stand for what a pickle builds. torch before 0.2 wrote empty tensors and parameters, and filled them by attributes.
@@ -183,12 +224,16 @@ _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "S
 class _Pickle:
     """Follows pickles without running them: what they ask for is described, or refused.
 
+    Args:
+        script: The pickle is that of a TorchScript program, which also holds modules.
+
     Attributes:
         storages: Every storage that the pickles name, by its key.
         steps: Opcodes followed and items copied, at most MAX_STEPS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, script: bool = False) -> None:
+        self.script = script
         self.storages: dict[str, _Storage] = {}
         self.steps = 0
 
@@ -237,7 +282,7 @@ class _Pickle:
                     stack.append(memo[argument])
                 case "GLOBAL":
                     stack.append(_Name(argument.replace(" ", ".")))
-                    if not _ALLOWED.fullmatch(stack[-1]):
+                    if not (_ALLOWED.fullmatch(stack[-1]) or (self.script and _SCRIPT.fullmatch(stack[-1]))):
                         name = _readable(stack[-1])
                         raise CheckpointError(
                             f"is refused: it holds the Python object {name}, weights are tensors only"
@@ -269,7 +314,12 @@ class _Pickle:
                 tuple(stride),
                 *rest,
             ) if not any(item for item in rest[1:]):  # after requires_grad: hooks, metadata
-                return _check_bounds(storage, offset, size, stride)
+                mark = _check_bounds(storage, offset, size, stride)
+                return _View(storage, offset, size, stride) if self.script else mark
+            case str(name), () if name.startswith("__torch__."):
+                return _Module()
+            case str(name), (list(items),) if name.startswith("torch.jit._pickle."):
+                return items
             case "torch._utils._rebuild_parameter", (tensor, bool(), hooks) if tensor is _TENSOR and not hooks:
                 return _PARAMETER
             case "torch.nn.parameter.Parameter", tuple() if all(a is _TENSOR or isinstance(a, bool) for a in arguments):
@@ -299,13 +349,23 @@ class _Pickle:
                 return _DATA
         raise CheckpointError("is refused: it calls what no tensor needs")
 
+    def views(self, module: object, prefix: str = "") -> Iterator[tuple[str, _View]]:
+        """The tensors of a module and of those within it, by name, as in a state dict."""
+        for name, value in _typed(module, _Module).items():
+            self._count(1)
+            if isinstance(value, _View):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, _Module):
+                yield from self.views(value, f"{prefix}{name}.")
+
     def _storage(self, saved: Any) -> _Storage:
         match saved:
             case ("storage", _Name() as kind, str(key), str(), int(numel), *view) if numel >= 0:
                 name = re.fullmatch(r"torch(?:\.cuda|\.storage)?\.(\w+?)Storage", kind)
-                item_size = 1 if name and name[1] == "Untyped" else _ITEM_SIZES[name[1]] if name else 0
-                storage = _Storage(key, numel, item_size)
-                if not item_size or self.storages.setdefault(key, storage) != storage:
+                if not name:
+                    raise CheckpointError("is damaged: a tensor has no storage of its own type")
+                storage = _Storage(key, numel, _DTYPES[name[1]])
+                if self.storages.setdefault(key, storage) != storage:
                     raise CheckpointError("is damaged: a tensor has no storage of its own type")
                 for part in view:  # torch before 0.4: (key, offset, length) of a part, or None
                     if part is not None:
@@ -335,6 +395,9 @@ def _fill(target: Any, items: Iterable[Any]) -> dict:
 def _check_attributes(target: object, state: Any) -> None:
     """Raise CheckpointError unless `state` are the attributes that torch and numpy give to what `target` stands for."""
     match target, state:
+        case _Module(), dict():
+            target.update(state)
+            return
         case dict(), dict() if set(state) <= {"_metadata"}:
             return
         case object(), tuple() if target is _DTYPE and all(isinstance(item, str | int | None) for item in state):

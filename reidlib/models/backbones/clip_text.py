@@ -23,6 +23,7 @@ _RULES = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
+_OF_BOTH = ("logit_scale", "input_resolution", "context_length", "vocab_size")  # of both towers: nothing to load
 
 
 class TextEncoder(nn.Module):
@@ -70,9 +71,8 @@ def read_text_encoder(path: Path) -> tuple[TextEncoder, Tensor]:
         length, width = state["positional_embedding"].shape
         depth = len({key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")})
         encoder = TextEncoder(width, depth, length, state["text_projection"].shape[1])
-        own = encoder.state_dict()
         renamed = {rename(key, _RULES): value.float() for key, value in state.items()}
-        encoder.load_state_dict({key: renamed[key] for key in own})
+        encoder.load_state_dict({key: value for key, value in renamed.items() if key not in _OF_BOTH})
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ValueError(f"{path} does not hold CLIP's text encoder as OpenAI publishes it: {reason}") from error
