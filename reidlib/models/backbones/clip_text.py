@@ -71,7 +71,7 @@ def read_text_encoder(path: Path) -> tuple[TextEncoder, Tensor]:
         length, width = state["positional_embedding"].shape
         depth = len({key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")})
         encoder = TextEncoder(width, depth, length, state["text_projection"].shape[1])
-        renamed = {rename(key, _RULES): value.float() for key, value in state.items()}
+        renamed = {str(rename(key, _RULES)): value.float() for key, value in state.items()}
         encoder.load_state_dict({key: value for key, value in renamed.items() if key not in _OF_BOTH})
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:150]
