@@ -212,7 +212,8 @@ def train(
                     if world > 1:
                         distributed.broadcast_state([criterion])
                     optimizer = build_optimizer(net, stage.recipe, criterion.learned)
-                    average = AveragedWeights(net, stage.recipe.ema) if stage.recipe.ema else None
+                    moving = stage.recipe.ema and stage.recipe.trained == "all"
+                    average = AveragedWeights(net, stage.recipe.ema) if moving else None
                     evaluated = average.module if average else net  # also what is kept
                     evaluated = evaluated.first if recipe.mutual else evaluated
                     parts: dict[str, Any] = {"model": net, "optimizer": optimizer, "criterion": criterion}
