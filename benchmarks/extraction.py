@@ -27,7 +27,7 @@ from reidlib.models import create_model
 MODELS = (
     *("osnet_x1_0", "osnet_ain_x1_0", "mobilenetv2_x1_0", "resnet50", "resnet50_bot", "agw_R50_ibn_fastreid"),
     *("bagtricks_S50_fastreid", "bagtricks_convnext_tiny_fastreid", "mgn_sbs_R50_ibn_fastreid", "resnet50_ap"),
-    *("resnet50_abd", "vit_transreid"),
+    *("resnet50_abd", "vit_transreid", "clipreid_vit_b16", "solider_swin_tiny"),
 )
 WAYS = ("channels last", "channels last, bfloat16", "channels last, folded norms", "all three")
 
@@ -59,7 +59,7 @@ def row(name: str, batch: int) -> str:
     return f"| {name} | {batch / times['plain']:.1f} | {ratios} |"
 
 
-PIPELINES = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid")
+PIPELINES = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid", "clipreid_vit_b16", "solider_swin_tiny")
 
 
 def pipeline(name: str, samples: Sequence[Sample]) -> str:

@@ -34,7 +34,7 @@ from reidlib.training.losses import Criterion
 from reidlib.training.optim import build_optimizer
 from reidlib.workbook.runs import Run
 
-MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid")
+MODELS = ("osnet_x0_25", "osnet_x1_0", "resnet50", "vit_base_transreid", "clipreid_vit_b16", "solider_swin_tiny")
 PHASES = ("loading", "forward", "backward", "step")
 SIZE = (256, 128)
 RECIPE = Recipe(epochs=100, people=8, images=4, lr=3e-4, augment=("random_flip",))

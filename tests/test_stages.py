@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,11 +24,10 @@ PROMPTS = {"epochs": 2, "trained": "losses", "losses": ["prompts"], "cross_entro
 PROMPTS |= {"optimizer": "adam", "pk": False}
 
 
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    """A file of CLIP's, both towers, with texts of 16 numbers and one block of width 64."""
+def write_clip(path: Path, project: int = 16) -> Path:
+    """A file of CLIP's, both towers, with texts of `project` numbers and one block of width 64."""
     draw = torch.Generator().manual_seed(0)
-    shapes = {"positional_embedding": (77, 64), "text_projection": (64, 16), "token_embedding.weight": (49408, 64)}
+    shapes = {"positional_embedding": (77, 64), "text_projection": (64, project), "token_embedding.weight": (49408, 64)}
     shapes |= {"ln_final.weight": (64,), "ln_final.bias": (64,), "logit_scale": (), "visual.proj": (64, 16)}
     block = {"attn.in_proj_weight": (192, 64), "attn.in_proj_bias": (192,), "ln_1.weight": (64,), "ln_1.bias": (64,)}
     block |= {"attn.out_proj.weight": (64, 64), "attn.out_proj.bias": (64,), "ln_2.weight": (64,), "ln_2.bias": (64,)}
@@ -35,9 +35,13 @@ def clip_file(tmp_path_factory):
     block |= {"mlp.c_proj.weight": (64, 256), "mlp.c_proj.bias": (64,)}
     shapes |= {f"transformer.resblocks.0.{name}": shape for name, shape in block.items()}
     state = {key: (0.2 * torch.randn(shape, generator=draw)).half() for key, shape in shapes.items()}
-    path = tmp_path_factory.mktemp("clip") / "tiny-clip.pt"
     torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "tiny-clip.pt")
 
 
 # What a recipe of stages is
@@ -176,6 +180,17 @@ def test_stages_of_any_kind_hand_on_what_was_learned(tiny, monkeypatch: pytest.M
     assert len(seen) == 22
     assert seen[0] == 0
     assert abs(seen[11] - seen[10]) < 0.2 < seen[10]  # goes on where it was
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_stages(tiny, world, tmp_path) -> None:
+    """Both have the same prompts, as gradients are averaged, and the second stage compares with the same texts."""
+    settings = {"people": 3, "images": 2, "epochs": 2, "height": 64, "width": 32, "losses": ["image_to_text"]}
+    settings |= {"text_weights": str(write_clip(tmp_path / "clip.pt", 512)), "stages": [PROMPTS | {"epochs": 1}]}
+    params = {"model": "osnet_x0_25", "recipe": "toy", "dataset": "synthetic-tiny", "run": "pair", "cpu": True}
+    history = Job.from_params(params | settings | {"num_processes": 2}).train()
+    assert [row.get("stage") for row in history] == [None, 1, 2]
+    assert 0 < history[-1]["mAP"] <= 1
 
 
 # What CLIP-ReID's losses compute

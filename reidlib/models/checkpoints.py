@@ -132,6 +132,14 @@ _CLIP: Rules = (
     (r"\.bottleneck\.", ".neck."),
 )
 
+CLIP_BLOCK: Rules = (  # of a transformer of either tower
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+
 # Applied in order, each to the result of the one before.
 RENAMES: dict[str, Rules] = {
     "torchreid": _TORCHREID,
@@ -199,11 +207,7 @@ RENAMES: dict[str, Rules] = {
         (r"^image_encoder\.class_embedding$", "cls_token"),
         (r"^image_encoder\.positional_embedding$", "pos_embed"),
         (r"^image_encoder\.proj$", "proj"),
-        (r"\.attn\.in_proj_", ".attn.qkv."),
-        (r"\.attn\.out_proj\.", ".attn.proj."),
-        (r"\.ln_([12])\.", r".norm\1."),
-        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        *CLIP_BLOCK,
         (r"^(?!heads\.|backbone\.)", "backbone."),
         (r"^", "network."),
     ),

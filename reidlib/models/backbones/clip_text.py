@@ -10,18 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reidlib.models.checkpoints import read_state_dict, rename
+from reidlib.models.checkpoints import CLIP_BLOCK, read_state_dict, rename
 
 _RULES = (
     (r"^positional_embedding$", "positions"),
     (r"^text_projection$", "projection"),
     (r"^ln_final\.", "norm."),
     (r"^transformer\.resblocks\.", "blocks."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    *CLIP_BLOCK,
 )
 _OF_BOTH = ("logit_scale", "input_resolution", "context_length", "vocab_size")  # of both towers: nothing to load
 
