@@ -155,6 +155,21 @@ def feature_spread(maps: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, (32 * eigenvalue_spread(x.flatten(2)).mean() for x in maps))
 
 
+def supervised_contrastive(x: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross entropy of who else in the batch shows the same person, by the cosines of embeddings (B, D).
+
+    Averaged over the others of the same person, then over images that have any; 0 without one. Khosla et al., NeurIPS
+    2020.
+    """
+    unit = F.normalize(x.float(), dim=1)
+    itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    logits = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf)
+    same = (labels[:, None] == labels) & ~itself
+    count = same.sum(1)
+    each = -torch.where(same, logits.log_softmax(1), 0).sum(1) / count.clamp(min=1)
+    return each.sum() / (count > 0).sum().clamp(min=1)
+
+
 def _of_library(name: str, *, mining: float | None = None, **settings: Any) -> Callable[[Any, Tensor], Tensor]:
     """A loss of pytorch-metric-learning, averaged over the embeddings of all branches.
 
@@ -180,7 +195,9 @@ LOSSES: dict[str, Callable[..., Any]] = {
     "multi_similarity": _of_library("MultiSimilarityLoss"),  # Wang et al., CVPR 2019
     # The paper's, with its mining of pairs, as LightMBN sets it.
     "mined_multi_similarity": _of_library("MultiSimilarityLoss", mining=0.7),
-    "supervised_contrastive": _of_library("SupConLoss"),  # Khosla et al., NeurIPS 2020
+    "supervised_contrastive": lambda outputs, labels: torch.stack(
+        [supervised_contrastive(x, labels) for x in outputs.embeddings]
+    ).mean(),
     "ntxent": _of_library("NTXentLoss"),  # Chen et al., ICML 2020
     "prompts": Prompts,  # Li, Sun, Li: "CLIP-ReID", AAAI 2023: its first stage
     "image_to_text": ImageToText,  # and its second
