@@ -91,6 +91,7 @@ def stamp(name: str) -> dict[str, str]:
     texts = {source: "\n".join(code_of(ROOT / source)) for source in picture.sources}
     if picture.trained:
         texts["make demo"] = shlex.join(demo_command())
+        texts["its recipe"] = recipe_of_demo()
     hashes = {source: hashlib.sha256(text.encode()).hexdigest()[:16] for source, text in texts.items()}
     return hashes | {name: hashlib.sha256((DOCS / name).read_bytes()).hexdigest()[:16]}
 
@@ -119,6 +120,14 @@ def demo_command() -> list[str]:
     rule = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[1]
     words = shlex.split(rule.replace("\\\n", " "))
     return words[words.index("reidlib.batch") + 1 :]
+
+
+def recipe_of_demo() -> str:
+    """What the demo's recipe sets: fields at their defaults change nothing."""
+    from reidlib.training.recipes import RECIPES, Recipe
+
+    recipe = RECIPES["demo"]
+    return ", ".join(f"{name}={getattr(recipe, name)!r}" for name in sorted(recipe.changed(Recipe())))
 
 
 # Making them
