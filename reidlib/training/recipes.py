@@ -321,7 +321,7 @@ RECIPES: dict[str, Recipe] = {
 
 # Ours, for `make demo`: a small network from random weights in three minutes. Its scores, and what else was tried, are
 # in benchmarks/demo.md. So short a training is decided by how soon the loss begins to fall: sooner in batches of
-# 16 × 2 images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already. With a little
+# 16 × 2 images than of 8 × 4, and much sooner without pad_crop, whose shifts the drawn boxes have already. With some
 # supervised contrast, small first steps and clipped gradients it does so alike on all processors and from all seeds.
 RECIPES["demo"] = replace(
     RECIPES["toy"], epochs=12, people=16, losses=("supervised_contrastive=0.1",), clip=1.0, warmup=1.0
