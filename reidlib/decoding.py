@@ -7,9 +7,11 @@ to Ghostscript.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,11 +31,42 @@ _UPRIGHT = {
 }
 
 
+def read_archived(path: str | Path) -> bytes | None:
+    """The bytes of an image in an LMDB archive, `<folder that holds data.mdb>/<key>`; None where there is none."""
+    folder, key = os.path.split(path)
+    if (archive := _archive(folder, os.getpid())) is None:
+        return None
+    with archive.begin() as transaction:
+        return transaction.get(os.fsencode(key))
+
+
+def archived_names(folder: str | Path) -> list[str] | None:
+    """The keys of an LMDB archive, sorted; None where the folder is none."""
+    if (archive := _archive(str(folder), os.getpid())) is None:
+        return None
+    with archive.begin() as transaction, transaction.cursor() as cursor:
+        return [os.fsdecode(key) for key in cursor.iternext(values=False)]
+
+
+@lru_cache(8)
+def _archive(folder: str, process: int) -> Any:
+    """An open archive, which must not be used by a process that was forked from the one that opened it."""
+    if not os.path.isfile(os.path.join(folder, "data.mdb")):
+        return None
+    import lmdb
+
+    try:
+        return lmdb.open(folder, readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise OSError(f"{folder} is no LMDB archive: {error}") from error
+
+
 @contextmanager
 def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """The image with its header read; whatever goes wrong in the block is an OSError that names the file."""
     path = Path(path)
     try:
+        content = read_archived(path) if content is None else content
         if content is None and not S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is not a regular file")  # a named pipe would block for ever
         with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:

@@ -1,9 +1,11 @@
 """Each declared dataset is written in miniature, as its authors name files, and read back."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,14 @@ from PIL import Image
 from scipy.io import savemat
 
 from reidlib.data import __main__ as table
+from reidlib.data import check
 from reidlib.data.check import unmatched_queries
 from reidlib.data.datasets import PUBLISHED, load_dataset
+from reidlib.data.images import unreadable_images
 from reidlib.data.layouts import LAYOUTS, Layout, layout_names, with_splits
+from reidlib.data.loaders import eval_loader
 from reidlib.data.samples import is_left_out
+from reidlib.decoding import archived_names, decode_image
 from reidlib.evaluation import evaluate_ranking, rank_gallery
 from reidlib.models.printed.published import published
 from reidlib.workbook.views import split_means
@@ -182,9 +188,14 @@ def test_every_path_is_read_as_its_authors_mean_it(name, tmp_path, line):
     assert everybody.num_classes == len({pid for _, pid, _ in read.values()})
 
 
-def test_every_layout_is_written_above_or_has_splits():
-    assert set(LAYOUTS) == {*FILES, *SPLIT, "vehicleid-small", "vehicleid-medium", "vehicleid-large", "ilids", "grid",
-                            "mars", "mars-noquery", "prcc-changed-single", "prcc-same-single"}  # fmt: skip
+def test_every_layout_is_written_here():
+    apart = {"ilids", "grid", "mars", "mars-noquery", "luperson", "luperson_nl"}
+    apart |= {
+        "prcc-changed-single",
+        "prcc-same-single",
+        *(f"vehicleid-{size}" for size in ("small", "medium", "large")),
+    }
+    assert set(LAYOUTS) == {*FILES, *SPLIT, *apart}
 
 
 SPLIT = {
@@ -407,3 +418,32 @@ def test_one_gallery_image_a_person_is_drawn(tmp_path, line):
     data = load_dataset("prcc-changed-single-split3")
     assert [s.pid for s in data.gallery] == [201, 202]
     assert len(data.query) == 6
+
+
+def test_archives_are_read_where_they_lie(tmp_path, line):
+    content = io.BytesIO()
+    Image.new("RGB", (4, 8), (200, 10, 30)).save(content, "PNG")
+    keys = {"lup_lmdb": ["01_02_0003_00000004", "01_02_0003_00000005"], "lmdb": ["00007_000002_0000003_04.jpg"]}
+    for folder, names in keys.items():
+        with lmdb.open(str(tmp_path / folder)) as archive, archive.begin(write=True) as transaction:
+            for name in names:
+                transaction.put(name.encode(), content.getvalue())
+    line("luperson", tmp_path)
+    line("luperson_nl", tmp_path)
+    data, noisy = load_dataset("luperson"), load_dataset("luperson_nl")
+    assert [(s.path.name, s.pid, s.camid) for s in data.train] == [(key, 0, 1_020_004) for key in keys["lup_lmdb"]]
+    assert [(s.pid, s.camid) for s in noisy.train] == [(3, 7)]
+    (batch,) = eval_loader(data.train, (8, 4))
+    assert batch.images.shape == (2, 3, 8, 4)
+    assert batch.images[0, :, 0, 0].tolist() == [200, 10, 30]
+    assert not unreadable_images(data.train)
+    findings = {f.question: f for f in check.check_dataset(data, check.scan_images(data))}
+    assert findings["Is every file there?"].found == "all there"
+    assert findings["Can every image be read?"].found == "all of them"
+    assert check.readable(data).train == data.train
+    with pytest.raises(OSError, match=r"cannot read image .*00000009: the file does not exist"):
+        decode_image(tmp_path / "lup_lmdb/01_02_0003_00000009")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/data.mdb").write_bytes(b"no archive at all")
+    with pytest.raises(OSError, match="bad is no LMDB archive"):
+        archived_names(tmp_path / "bad")

@@ -24,7 +24,7 @@ from PIL import Image
 from reidlib.data.datasets import PUBLISHED
 from reidlib.data.readers import some
 from reidlib.data.samples import SPLITS, ReIDDataset, Sample, is_left_out
-from reidlib.decoding import decode_image
+from reidlib.decoding import decode_image, read_archived
 
 STOP, LOOK, FINE = "stop", "look", "fine"  # would fail or mislead; worth knowing; nothing found
 NEAR = 0.98
@@ -72,7 +72,7 @@ def scan_images(dataset: ReIDDataset, *, progress: bool = False) -> ImageScan:
     def scan(sample: Sample) -> tuple[str, tuple[int, int], np.ndarray, str]:
         digest = ""
         try:
-            content = sample.path.read_bytes() if sample.path.is_file() else None
+            content = sample.path.read_bytes() if sample.path.is_file() else read_archived(sample.path)
             digest = hashlib.blake2b(content, digest_size=16).hexdigest() if content else ""
             image = decode_image(sample.path, content)
         except OSError as error:
@@ -236,7 +236,7 @@ def _files(data: ReIDDataset) -> dict[str, list[str]]:
                 rows[(stat.st_dev, stat.st_ino) if stat.st_ino else s.path].append((split, s))
                 empty = not stat.st_size
             except OSError:
-                empty = True
+                empty = not read_archived(s.path)
             answers["files"] += [data.relative(s)] * empty
     for listed in (listed for listed in rows.values() if len(listed) > 1):
         name, pids = data.relative(listed[0][1]), sorted({s.pid for _, s in listed})
@@ -284,7 +284,8 @@ def stop_if_unsound(findings: Sequence[Finding], *, skip_check: bool = False) ->
 def readable(dataset: ReIDDataset, scan: ImageScan | None = None) -> ReIDDataset:
     """`dataset` without the images that are not there, or that cannot be read according to `scan`."""
     bad = {scan.samples[i].path for i in scan.unreadable} if scan else set()
-    good = {path for path in {s.path for s in dataset.samples} - bad if path.is_file() and path.stat().st_size}
+    rest = {s.path for s in dataset.samples} - bad
+    good = {path for path in rest if (path.stat().st_size if path.is_file() else read_archived(path))}
     return replace(dataset, **{k: tuple(s for s in v if s.path in good) for k, v in dataset.splits.items()})
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from reidlib.data.drawn.writer import SETTINGS, SIZES, write_synthetic
-from reidlib.data.layouts import Counts, layout_names, read_layout
+from reidlib.data.layouts import DRAWN, Counts, Layout, layout_names, read_layout
 from reidlib.data.own_images import has_images, read_folder
 from reidlib.data.patches import apply_corrections
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17
@@ -26,6 +26,12 @@ def read_drawn(name: str, root: Path, where: str) -> ReIDDataset:
     return read_market1501(name, write_synthetic(root, *name.split("-")), where)
 
 
+def read_edition(name: str, root: Path, where: str, *, edition: str, layout: Layout) -> ReIDDataset:
+    """An edition of a drawn dataset, `<setting>-<edition>-<size>` and its protocol's ending; drawn on first use."""
+    setting, _, size = name.split("-")[:3]
+    return read_layout(name, write_synthetic(root, setting, size, edition=edition), where, layout=layout)
+
+
 # name → function(name, path, where): `path` is what data_paths.yaml says of the name, or of its first word before a
 # dash, and `where` the line that says so, for messages. Plug-ins add entries.
 READERS: dict[str, Callable[[str, Path, str], ReIDDataset]] = {
@@ -36,6 +42,12 @@ READERS: dict[str, Callable[[str, Path, str], ReIDDataset]] = {
     "msmt17-noval": partial(read_msmt17, val=False),
     **{f"{setting}-{size}": read_drawn for setting in SETTINGS for size in SIZES},
 }
+for _edition, _layouts in DRAWN.items():
+    READERS |= {
+        f"synthetic-{_edition}-{size}{ending}": partial(read_edition, edition=_edition, layout=layout)
+        for size in SIZES
+        for ending, layout in _layouts.items()
+    }
 for _boxes in ("detected", "labelled"):
     READERS[f"cuhk03-{_boxes}"] = partial(read_cuhk03, boxes=_boxes)
     READERS |= {f"cuhk03-{_boxes}-split{n}": partial(read_cuhk03, boxes=_boxes, split=n) for n in range(1, 21)}
@@ -172,6 +184,6 @@ def _names() -> str:
         splits[base] = max(splits.get(base, 0), int(number or 0))
     # A name without splits may have some beside it: cuhk03-detected.
     several = [f"{base}-split1 to {last}" for base, last in splits.items() if last]
-    drawn = [f"{setting}-{', -'.join(SIZES)}" for setting in SETTINGS]
+    drawn = [f"{setting}-{', -'.join(SIZES)}" for setting in (*SETTINGS, *(f"synthetic-{e}" for e in DRAWN))]
     single = (name for name in list_datasets() if "-split" not in name and name.partition("-")[0] not in SETTINGS)
     return ", ".join([*single, *drawn, *several])

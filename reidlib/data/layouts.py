@@ -18,6 +18,7 @@ from typing import Any
 from reidlib.data.own_images import walk_folder
 from reidlib.data.readers import FOLDERS, find_root, some
 from reidlib.data.samples import PROTOCOLS, SPLITS, ReIDDataset, Sample, frames_of
+from reidlib.decoding import archived_names
 
 TEST = 20_000  # added to the pids of test where its people are numbered from 1 as those of train are
 Split = tuple[set[int], set[int]]  # pids of train and of test
@@ -30,7 +31,7 @@ class Part:
     """Images of a split.
 
     Attributes:
-        folder: Where they lie.
+        folder: Where they lie; or an LMDB archive, a folder with data.mdb.
         path: A regular expression that the beginning of each path below `folder` matches, or of each line of `listed`;
             an image is left out where it matches without its group "pid". Its groups "track" and "clothes" name both.
         pid: The person's number as a sum: group of `path` → factor; "" → a constant.
@@ -523,6 +524,31 @@ LAYOUTS: dict[str, Layout] = {
         )
         for size, n in (("small", 3000), ("medium", 5000), ("large", 10000))
     },
+    "luperson": Layout(
+        "LUPerson (archive)",
+        "lup_lmdb: 01_02_0003_00000004",
+        train=(
+            Part(
+                "lup_lmdb",
+                r"(?P<country>\d+)_(?P<town>\d+)_(?P<video>\d+)_(?P<pid>\d+)",
+                {"": 0},
+                {"country": 1_000_000, "town": 10_000, "video": 1, "": 1},
+            ),
+        ),
+        counts=((None, None, None), (0, 0, 0), (0, 0, 0)),
+        rule="for pretraining: nobody is labelled, each video is a camera",
+        terms="research only; the images were never released",
+        page="github.com/DengpanFu/LUPerson",
+    ),
+    "luperson_nl": Layout(
+        "LUPerson-NL (archive)",
+        "lmdb: 00001_000002_0000003_04.jpg",
+        train=(Part("lmdb", r"(?P<video>\d+)_(?P<pid>\d+)_\d+_\d+", _FROM_0, {"video": 1}),),
+        counts=((10683716, None, None), (0, 0, 0), (0, 0, 0)),
+        rule="for pretraining: noisy labels, each video is a camera",
+        terms="research only",
+        page="github.com/DengpanFu/LUPerson-NL",
+    ),
     "randperson": Layout(
         "RandPerson (drawn)",
         "subset/000000_s00_c00_f0000000.jpg",
@@ -575,6 +601,21 @@ LAYOUTS: dict[str, Layout] = {
         terms="non-commercial research, by request",
         page="vehiclereid.github.io/VeRi",
     ),
+}
+
+
+_DRAWN = r"(?P<pid>-1|\d+)_c(?P<cam>\d+)s(?P<{}>\d+)_"
+_SHOT = "bounding_box_train/0002_c1s1_000026_01.jpg"
+# Editions of the drawn datasets: the ending of a name, behind its size → how the edition is read
+DRAWN: dict[str, dict[str, Layout]] = {
+    "occluded": {"": Layout("drawn, queries occluded", _SHOT, **_market(_DRAWN.format("sequence")))},
+    "clothes": {
+        ending.removeprefix("drawn"): layout
+        for ending, layout in _protocols(
+            "drawn", Layout("drawn, two sets of clothes", _SHOT, **_market(_DRAWN.format("clothes")))
+        ).items()
+    },
+    "tracks": {"": Layout("drawn tracklets", _SHOT, **_market(_DRAWN.format("track")), tracks=True)},
 }
 
 
@@ -681,7 +722,9 @@ def _tracklets(images: Sequence[Sample]) -> list[Sample]:
 
 
 def _images(folder: Path) -> list[str]:
-    """Paths of the images below a folder, from it."""
+    """Paths of the images below a folder, from it; of an archive, its keys."""
+    if (names := archived_names(folder)) is not None:
+        return names
     return [path.relative_to(folder).as_posix() for path, no_image in walk_folder(folder) if not no_image]
 
 

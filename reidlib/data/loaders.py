@@ -170,12 +170,23 @@ def loader_errors() -> Iterator[None]:
 
 
 def draw_batches(
-    images: ImageSet, people: int, each: int, pk: bool = True, *, seed: int = 0, rank: int = 0, world: int = 1
+    images: ImageSet,
+    people: int,
+    each: int,
+    pk: bool = True,
+    *,
+    frames: int = 1,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Sampler[list[int]]:
     """What draws training batches; see `train_loader`, where `each` is `images`."""
     share = {"seed": seed, "rank": rank, "world": world}
+    tracks = [(s.camid, s.track) for s in images.samples] if frames > 1 else []
+    if tracks and not any(track for _, track in tracks):
+        raise ValueError(f"the dataset has no tracklets to draw {frames} frames of: set frames=1")
     if pk:
-        return PKSampler(images.pids.tolist(), people, each, **share)
+        return PKSampler(images.pids.tolist(), people, each, frames=frames, tracks=tracks, **share)
     return ShuffledSampler(len(images), people * each, **share)
 
 
@@ -200,6 +211,7 @@ def train_loader(
     people: int,
     images: int,
     pk: bool = True,
+    frames: int = 1,
     sampler: Sampler[list[int]] | None = None,
     interpolation: str = "bilinear",
     seed: int = 0,
@@ -215,6 +227,7 @@ def train_loader(
         size: (height, width) in pixels.
         people, images: a batch holds `people` × `images` images.
         pk: `people` people with `images` images each; False mixes all images.
+        frames: of the images of a person, how many are drawn of one tracklet.
         sampler: what gives the batches in place of all that.
         interpolation: see `read_image`.
         seed: batches are a function of seed and epoch (`loader.sampler.set_epoch`).
@@ -236,7 +249,8 @@ def train_loader(
         world=world,
     )
     if sampler is None:
-        sampler = draw_batches(samples, people, images, pk, seed=seed, rank=rank, world=world)
+        share = {"seed": seed, "rank": rank, "world": world}
+        sampler = draw_batches(samples, people, images, pk, frames=frames, **share)
     if not samples.preload().in_memory and not samples.pack:  # better now than in the middle of an epoch
         _raise_for_bad(unreadable_images(dataset.train), len(samples))
     return load_batches(samples, sampler, workers)

@@ -4,7 +4,7 @@ PK batches (P people × K images each): Hermans et al., In Defense of the Triple
 sampler: an epoch is given in whole batches over a shuffled cycle of all people, so no person is dropped at its end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -15,23 +15,41 @@ from reidlib.seeds import generator_for
 class PKSampler(Sampler[list[int]]):
     """Batches of `people` × `images` indices into `labels`; every batch holds `people` different labels.
 
+    With `frames` > 1 the images of a person come in runs of that many, each of one tracklet.
+
     An epoch has as many batches as it takes to show as many images as there are. A person's images come in a shuffled
     cycle; one with fewer than `images` of them is repeated within a batch.
 
     Args:
         labels: (N,) the person of each image.
         people, images: what a batch holds.
+        frames: images of one tracklet in a row; `images` is a multiple. A shorter tracklet repeats its own.
+        tracks: (N,) the tracklet of each image, for `frames`.
         seed: an epoch's batches are a function of it and of `set_epoch`.
         rank, world: a step of `world` processes draws `world` × `people` people, of whom process `rank` takes its
             share: nobody appears on two processes.
 
     Raises:
-        ValueError: where there are fewer people than a step needs.
+        ValueError: where there are fewer people than a step needs, or `images` is no multiple of `frames`.
     """
 
+    frames = 1
+
     def __init__(
-        self, labels: Sequence[int], people: int, images: int, *, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        labels: Sequence[int],
+        people: int,
+        images: int,
+        *,
+        frames: int = 1,
+        tracks: Sequence[Hashable] = (),
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        if images % frames:
+            raise ValueError(f"{images} images of a person are no multiple of {frames} frames: change `images`")
+        self.frames, self.tracks = frames, tracks
         self.people, self.images, self.seed, self.rank, self.world = people, images, seed, rank, world
         self.epoch = 0
         labels = np.asarray(labels)
@@ -77,7 +95,19 @@ class PKSampler(Sampler[list[int]]):
 
     def _cycle(self, person: int, rng: np.random.Generator) -> np.ndarray:
         """All images of a person, in the order in which they are taken."""
-        return rng.permutation(self.by_label[person])
+        images = rng.permutation(self.by_label[person])
+        if self.frames == 1:
+            return images
+        of_track: dict[Hashable, list[int]] = {}
+        for image in images.tolist():
+            of_track.setdefault(self.tracks[image], []).append(image)
+        runs = []
+        for each in of_track.values():
+            short = -len(each) % self.frames
+            filled = each + [each[i % len(each)] for i in range(short)]
+            runs += [(n, filled[n : n + self.frames]) for n in range(0, len(filled), self.frames)]
+        runs.sort(key=lambda run: run[0])  # a run of every tracklet before the second one of any
+        return np.array([image for _, run in runs for image in run])
 
 
 class ClusterSampler(PKSampler):

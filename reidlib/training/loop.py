@@ -286,6 +286,15 @@ def train_feats(net: Any, images: Tensor, cameras: Tensor) -> Tensor:
     return torch.cat(net(images, cameras).embeddings, dim=1)
 
 
+def of_tracklets(outputs: Outputs, frames: int) -> Outputs:
+    """Scores and embeddings (B, ...) averaged over each run of `frames` rows: (B / frames, ...). Maps stay as they are.
+
+    As torchreid trains on tracklets (its `pooling_method` "avg").
+    """
+    mean = {n: [x.unflatten(0, (-1, frames)).mean(1) for x in getattr(outputs, n)] for n in ("logits", "embeddings")}
+    return outputs._replace(**mean)
+
+
 class ImagesToLoss(nn.Module):
     """The model and its losses in one module, so that DistributedDataParallel sees which parameters the loss uses.
 
@@ -327,6 +336,8 @@ class ImagesToLoss(nn.Module):
             outputs = self.learned["parts"].outputs(self.net, images)
         else:
             outputs = self.net(images, cameras)
+        if (frames := criterion.recipe.frames) > 1:
+            outputs, labels = of_tracklets(outputs, frames), labels[::frames]
         if teacher is not None:
             with torch.no_grad():
                 taught = teacher(images, cameras)

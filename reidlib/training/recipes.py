@@ -44,6 +44,9 @@ class Recipe:
     )
     people: int = setting(8, "P: different people in a batch", least=1)
     images: int = setting(4, "K: images of each person", least=1)
+    frames: int = setting(
+        1, "T: how many of the K images are of one tracklet, whose scores and features are averaged", least=1
+    )
     pk: bool = setting(True, "false: batches of people × images drawn from all images; no triplets then")
     optimizer: str = setting("adam", "optimizer", choices=("adam", "adamw", "amsgrad", "sgd"))
     lr: float = setting(3e-3, "highest learning rate", above=0)
@@ -164,6 +167,11 @@ class Recipe:
             raise ValueError(
                 "parts refine the labels of clusters in a plain cross entropy of one network: set clusters=True"
             )
+        taught = self.finds_clusters or self.mutual or self.soft_cross_entropy or self.soft_triplet
+        if self.frames > 1 and (taught or not self.pk or self.images % self.frames):
+            raise ValueError(
+                f"frames={self.frames} needs labels, PK batches and images as a multiple, got images={self.images}"
+            )
         if len(self.camera) not in (0, 4):
             raise ValueError(f"camera is four numbers or none, got {self.camera}")
         if self.domain_bn and not self.finds_clusters:
@@ -174,9 +182,10 @@ class Recipe:
             used = getattr(self, f"{loss}_weight") > 0
             if used and not self.pk:
                 raise ValueError(f"the {loss} loss needs PK batches: set pk=True, or {loss}_weight=0")
-            if used and min(self.people, self.images) < 2:
+            if used and min(self.people, images := self.images // self.frames) < 2:
+                what = "images" if self.frames == 1 else "tracklets"
                 raise ValueError(
-                    f"the {loss} loss needs at least 2 people × 2 images in a batch, got {self.people} × {self.images}"
+                    f"the {loss} loss needs at least 2 people × 2 {what} in a batch, got {self.people} × {images}"
                 )
 
     def _check_lengths(self) -> None:

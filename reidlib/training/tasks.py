@@ -65,6 +65,7 @@ def fit(
         people=recipe.people,
         images=recipe.images,
         pk=recipe.pk,
+        frames=recipe.frames,
         sampler=sampler,
         seed=recipe.seed,
         workers=setup.workers,
@@ -77,7 +78,8 @@ def fit(
 
     def stage(recipe: Recipe) -> Stage:
         """A stage before the last, on the same images."""
-        batches = draw_batches(loader.dataset, recipe.people, recipe.images, recipe.pk, seed=recipe.seed, **part)
+        how = {"frames": recipe.frames, "seed": recipe.seed, **part}
+        batches = draw_batches(loader.dataset, recipe.people, recipe.images, recipe.pk, **how)
         images: Any = loader.dataset
         if recipe.trained == "losses":
             images = FixedFeatures(images, workers=setup.workers, **part)

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from reidlib.files import whole_folder
 
 FORMAT = 1  # counts up whenever the same settings would give other images
 NATIVE = (128, 64)  # height, width of the files
-_PERSON, _CAMERA, _PASSING, _SHOT, _DISTRACTOR, _JUNK = range(6)  # what a draw is for: separate streams
+_PERSON, _CAMERA, _PASSING, _SHOT, _DISTRACTOR, _JUNK, _OBSTACLE = range(7)  # what a draw is for: separate streams
 _SHADOW = 1  # a material that every sprite has: black, and half transparent
 _OPACITY = np.array([0, 80, 80, 80] + [255] * 252, np.uint8)
 
@@ -52,6 +52,13 @@ class Setting(NamedTuple):
     wardrobe: dict[str, str]
     cameras: tuple[Camera, ...]
     wild: bool = False  # drawn by `wild`, to which a camera is a number
+
+
+# Editions of a setting, with its people and cameras: something stands before each query; people have two sets of
+# clothes, `OUTFITS`; they walk past each camera, and their images there are one tracklet.
+EDITIONS = ("occluded", "clothes", "tracks")
+OUTFITS = 2
+_LASTING = ("stature", "build", "hips", "skin", "hair", "hair_colour", "glasses")  # whatever one wears
 
 
 class Size(NamedTuple):
@@ -150,12 +157,14 @@ class Shot(NamedTuple):
 
 
 class Studio:
-    """All people and cameras of one setting and seed; `draw` takes a shot."""
+    """All people and cameras of one setting and seed, in an edition of it; `draw` takes a shot."""
 
-    def __init__(self, name: str = "synthetic", seed: int = 0) -> None:
+    def __init__(self, name: str = "synthetic", seed: int = 0, edition: str = "") -> None:
         if name not in SETTINGS:
             raise unknown_name("synthetic setting", name, SETTINGS)
-        self.setting = SETTINGS[name]
+        if edition not in ("", *EDITIONS):
+            raise unknown_name("synthetic edition", edition, EDITIONS)
+        self.setting, self.edition = SETTINGS[name], edition
         self.key = (seed, list(SETTINGS).index(name))
         self._noise = lru_cache(None)(self._build_noise)
         self._view = lru_cache(None)(lambda camid, kind: grade(self._scene(kind), self.setting.cameras[camid]))
@@ -164,9 +173,22 @@ class Studio:
     def dice(self, *key: int) -> Dice:
         return Dice(*self.key, *key)
 
-    def person(self, pid: int) -> Person:
+    def person(self, pid: int, outfit: int = 0) -> Person:
         dice = self.dice(_PERSON, pid)
-        return wild_person(dice) if self.setting.wild else random_person(dice, self.setting.wardrobe)
+        person = wild_person(dice) if self.setting.wild else random_person(dice, self.setting.wardrobe)
+        if not outfit:
+            return person
+        other = random_person(self.dice(_PERSON, pid, outfit), self.setting.wardrobe)
+        return other._replace(**{name: getattr(person, name) for name in _LASTING})
+
+    def outfit(self, shot: Shot) -> int:
+        """Which clothes somebody wears in a shot, from 0."""
+        return shot.number % OUTFITS if self.edition == "clothes" and shot.pid > 0 else 0
+
+    def file_name(self, shot: Shot) -> str:
+        """As in Market-1501; the sequence numbers clothes, and tracklets of one camera, from 1."""
+        tracklet = shot.number if self.edition == "tracks" and shot.pid < 1 else 0
+        return market_name(shot, 1 + self.outfit(shot) + tracklet)
 
     def quality(self, shot: Shot) -> int:
         """The quality of the JPEG that the image of a shot is written as."""
@@ -181,10 +203,11 @@ class Studio:
                 dice = self.dice(_PASSING, pid)
                 missed = [dice.roll(100) < 25 for _ in self.setting.cameras]
                 seen = [camid for camid in range(size.cameras) if not missed[camid]]
-                for camid in seen if len(seen) > 1 else (0, 1):
+                seen = seen if len(seen) > 1 else [0, 1]
+                for camid in seen:
                     for number in range(size.shots):
-                        part = "train" if split == "train" else "gallery" if number else "query"
-                        yield Shot(part, pid, camid, number)
+                        first = camid == seen[0] if self.edition == "tracks" else not number
+                        yield Shot("train" if split == "train" else "query" if first else "gallery", pid, camid, number)
         for pid, stream, count in (0, _DISTRACTOR, size.distractors), (-1, _JUNK, size.junk):
             for number in range(count):
                 yield Shot("gallery", pid, self.dice(stream, number).roll(size.cameras), number)
@@ -196,9 +219,10 @@ class Studio:
             return draw_wild(someone, self.dice(_SHOT, shot.pid + 1, shot.camid, shot.number), size)
         camera, noise = self.setting.cameras[shot.camid], self._noise(shot.camid)
         sprite = Sprite()
+        walks = self.edition == "tracks" and shot.pid > 0
         if shot.pid > 0:
-            dice = self.dice(_SHOT, shot.pid, shot.camid, shot.number)
-            person = self.person(shot.pid)
+            dice = self.dice(_SHOT, shot.pid, shot.camid, 0 if walks else shot.number)
+            person = self.person(shot.pid, self.outfit(shot))
         else:
             dice = self.dice(_JUNK if shot.pid else _DISTRACTOR, shot.number, 1)
             # Junk is a bad box of somebody who may well be a query, a distractor somebody else.
@@ -207,7 +231,11 @@ class Studio:
         left, top = dice.roll(SCENE[1] - CANVAS[1]), dice.roll(SCENE[0] - CANVAS[0])
         background = Image.fromarray(scene[top : top + CANVAS[0], left : left + CANVAS[1]])
         pose = random_pose(dice, camera)
+        if walks:
+            pose = replace(pose, x=pose.x + 9 * (shot.number - 2), phase=(pose.phase + 50 * shot.number) % 360)
         crop = self._compose(sprite, person, pose, camera, dice, shot.pid)
+        if self.edition == "occluded" and shot.split == "query":
+            draw_obstacle(sprite, self.dice(_OBSTACLE, shot.pid, shot.camid, shot.number))
 
         palette = Image.fromarray(sprite.index, "P")
         palette.putpalette(grade(np.array(sprite.colours), camera).tobytes())
@@ -280,7 +308,9 @@ def grade(rgb: np.ndarray, camera: Camera) -> np.ndarray:
     return np.clip(118 + (rgb - 118) * camera.contrast // 100, 0, 255).astype(np.uint8)
 
 
-def write_synthetic(root: str | Path, name: str = "synthetic", size: str = "small", seed: int = 0) -> Path:
+def write_synthetic(
+    root: str | Path, name: str = "synthetic", size: str = "small", seed: int = 0, edition: str = ""
+) -> Path:
     """Draw a dataset, laid out as Market-1501.
 
     Args:
@@ -289,21 +319,22 @@ def write_synthetic(root: str | Path, name: str = "synthetic", size: str = "smal
         name: one of SETTINGS.
         size: one of SIZES.
         seed: 0 or more.
+        edition: one of EDITIONS, or "".
 
     Returns:
         The dataset's folder.
 
     Raises:
-        ValueError: for an unknown name or size, or a negative seed.
+        ValueError: for an unknown name, edition or size, or a negative seed.
         OSError: when the folder cannot be written, or something else is in its place.
     """
     if size not in SIZES:
         raise unknown_name("synthetic size", size, SIZES)
     if seed < 0:
         raise ValueError(f"seed {seed} is negative: give 0 or more")
-    studio = Studio(name, seed)
+    studio = Studio(name, seed, edition)
     shots = list(studio.shots(SIZES[size]))
-    folder = Path(root) / f"{name}-{size}-{seed}-{NATIVE[0]}x{NATIVE[1]}"
+    folder = Path(root) / f"{'-'.join(filter(None, (name, edition, size)))}-{seed}-{NATIVE[0]}x{NATIVE[1]}"
     manifest = {"format": FORMAT, "name": name, "size": size, "seed": seed, "image_size": list(NATIVE),
                 "images": dict(Counter(MARKET[shot.split] for shot in shots))}  # fmt: skip
     if folder.exists():
@@ -314,7 +345,7 @@ def write_synthetic(root: str | Path, name: str = "synthetic", size: str = "smal
         for split in MARKET.values():
             (part / split).mkdir()
         for shot in shots:
-            path = part / MARKET[shot.split] / market_name(shot)
+            path = part / MARKET[shot.split] / studio.file_name(shot)
             studio.draw(shot).save(path, quality=studio.quality(shot))
         (part / "synthetic.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return folder
@@ -323,10 +354,10 @@ def write_synthetic(root: str | Path, name: str = "synthetic", size: str = "smal
 MARKET = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
-def market_name(shot: Shot) -> str:
+def market_name(shot: Shot, sequence: int = 1) -> str:
     """As in Market-1501, `0002_c1s1_000451_03.jpg`: pid, camera and sequence, frame, box (00 is a query's)."""
     pid = f"{shot.pid:04d}" if shot.pid >= 0 else "-1"
-    return f"{pid}_c{shot.camid + 1}s1_{25 * shot.number + 1:06d}_{int(shot.split != 'query'):02d}.jpg"
+    return f"{pid}_c{shot.camid + 1}s{sequence}_{25 * shot.number + 1:06d}_{int(shot.split != 'query'):02d}.jpg"
 
 
 def _is_complete(folder: Path, manifest: dict) -> bool:
