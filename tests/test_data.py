@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from reidlib import paths
 from reidlib.data import memory, samples, transforms
 from reidlib.data.datasets import READERS, list_datasets, load_dataset
+from reidlib.data.layouts import LAYOUTS
 from reidlib.data.loaders import ImageSet, eval_loader, read_image, train_loader, unreadable_images
 from reidlib.data.readers import read_market1501
 from reidlib.data.samplers import PKSampler, ShuffledSampler
@@ -182,10 +183,12 @@ def test_an_unknown_dataset_lists_what_there_is_and_how_to_use_ones_own(
     with pytest.raises(ValueError, match="unknown dataset 'nothing_like_it'") as caught:
         load_dataset("nothing_like_it")
     sentence = str(caught.value)
-    for name in ("market1501-500k", "cuhk03-labelled", "cuhk03-detected-split1 to 20", "mine", "synthetic_b-tiny"):
+    names = "market1501-500k", "cuhk03-labelled", "cuhk03-detected-split1 to 20", "mine", "synthetic_b-tiny"
+    for name in (*names, "synthetic-clothes-tiny"):
         assert f" {name}," in sentence
     assert f"write `nothing_like_it: list.csv` into {file}, a table of path,pid,camid,split" in sentence
-    assert len(sentence) < 1100  # with all 45 names
+    assert f"and {len(LAYOUTS)} that `python -m reidlib.data` lists" in sentence
+    assert len(sentence) < 1100
     with pytest.raises(ValueError, match=r"unknown dataset 'a\\n':.* write `mine: list\.csv` into") as caught:
         load_dataset("a\n")
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from reidlib.data.drawn.writer import SETTINGS, SIZES, write_synthetic
-from reidlib.data.layouts import DRAWN, Counts, Layout, layout_names, read_layout
+from reidlib.data.layouts import DRAWN, LAYOUTS, Counts, Layout, layout_names, read_layout
 from reidlib.data.own_images import has_images, read_folder
 from reidlib.data.patches import apply_corrections
 from reidlib.data.readers import read_cuhk03, read_dukemtmcreid, read_market1501, read_msmt17
@@ -177,13 +177,18 @@ def _unknown(name: str) -> Exception:
 
 
 def _names() -> str:
-    """All names in a line, the splits of a dataset and the sizes of a drawn one together."""
+    """Names in a line, the splits of a dataset and the sizes of a drawn one together; of `LAYOUTS` only where they are
+    listed.
+    """
+    further = layout_names()
     splits: dict[str, int] = {}
     for name in list_datasets():
-        base, _, number = name.partition("-split")
-        splits[base] = max(splits.get(base, 0), int(number or 0))
+        if name not in further:
+            base, _, number = name.partition("-split")
+            splits[base] = max(splits.get(base, 0), int(number or 0))
     # A name without splits may have some beside it: cuhk03-detected.
     several = [f"{base}-split1 to {last}" for base, last in splits.items() if last]
     drawn = [f"{setting}-{', -'.join(SIZES)}" for setting in (*SETTINGS, *(f"synthetic-{e}" for e in DRAWN))]
-    single = (name for name in list_datasets() if "-split" not in name and name.partition("-")[0] not in SETTINGS)
-    return ", ".join([*single, *drawn, *several])
+    names = {name for name in list_datasets() if "-split" not in name} - further.keys()
+    single = sorted(name for name in names if name.partition("-")[0] not in SETTINGS)
+    return ", ".join([*single, *drawn, *several, f"and {len(LAYOUTS)} that `python -m reidlib.data` lists"])
