@@ -65,7 +65,7 @@ def rank(
     rankings: dict[str, Ranked] = {}
     for label, run in runs.items():
         if len(runs) == 1:
-            untrained = run.load_model(random=0)
+            untrained = run.load_model(random=run.params.get("seed") or 0)
             features = run.extract(untrained, data, flip=flip, workers=workers, progress=progress)
             rankings["untrained"] = Ranked(data, *features, metric or run.metric, label="untrained")
         rankings[label] = of_run(run, data, metric, flip=flip, workers=workers, progress=progress)

@@ -249,17 +249,17 @@ class Run(RunFolder):
     def load_model(self, device: "torch.device | str | None" = None, *, random: int | None = None) -> "ReIDModel":
         """The run's best model, in eval mode, on `device` (default: the GPU where there is one).
 
-        `random`: The same network with random weights drawn by this seed instead.
+        `random`: The same network with random weights instead: those that a training from this seed begins with.
         """
         import torch
 
         from reidlib.models import create_model
+        from reidlib.seeds import seeded
         from reidlib.training import record
 
         about = self.read_json("model.json")
         keep = ("num_classes", "num_cameras")
-        with torch.random.fork_rng():
-            torch.manual_seed(random or 0)
+        with seeded(random or 0, "weights"):
             model = create_model(
                 about["name"], input_size=tuple(about["input_size"]), **{k: about[k] for k in keep if about.get(k)}
             )
