@@ -108,6 +108,13 @@ def weights_root() -> Path:
     return (file.parent / _expanded(path, f"{file}, line {line}")).resolve()
 
 
+def weights_file(name: str) -> Path | None:
+    """The file of weights at the path `name`, or of that name in the folder of weights; None if there is none."""
+    path = Path(name).expanduser()
+    path = path if path.is_file() else weights_root() / name
+    return path if path.is_file() else None
+
+
 def runs_root() -> Path:
     """The folder of all runs; made when the first run is."""
     named = os.environ.get("REID_RUNS")

@@ -11,13 +11,15 @@ from loop_cases import PLAIN, small, timeless, weights
 from torch import nn
 from torch.nn import functional as F
 
+from reidlib import paths
 from reidlib.models import zoo
 from reidlib.models.backbones.clip_text import read_text_encoder
 from reidlib.models.heads import Outputs
+from reidlib.models.weights import find_weights
 from reidlib.training import RECIPES, Recipe, fit, loop
 from reidlib.training.job import Job
 from reidlib.training.losses import LOSSES, Criterion
-from reidlib.training.prompts import AFTER, BEFORE
+from reidlib.training.prompts import AFTER, BEFORE, _text_file
 from reidlib.workbook.runs import Run
 
 PROMPTS = {"epochs": 2, "trained": "losses", "losses": ["prompts"], "cross_entropy_weight": 0.0, "lr": 0.1}
@@ -251,6 +253,12 @@ def test_the_losses_equal_plain_loops(tiny, in_two_stages) -> None:
 def test_what_is_missing_is_one_sentence(tiny, in_two_stages, change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fit(small(tiny), tiny, Run.create("missing", {}), replace(in_two_stages[0], **change))
+
+
+def test_weights_are_found_by_their_name_in_the_folder_of_weights(clip_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "weights_root", lambda: clip_file.parent)
+    assert _text_file("tiny-clip.pt") == clip_file
+    assert find_weights("clipreid_vit_b16", "tiny-clip.pt").file == clip_file
 
 
 def test_a_text_file_of_another_kind_is_one_sentence(tiny, in_two_stages, tmp_path, clip_file) -> None:

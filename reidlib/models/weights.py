@@ -28,7 +28,7 @@ from reidlib.models.download import discard_unverified, fetch, record_hash, veri
 from reidlib.models.printed.published import Published, published
 from reidlib.models.weight_files import CheckpointError
 from reidlib.models.zoo import canonical_name
-from reidlib.paths import run_folder, weights_root
+from reidlib.paths import run_folder, weights_file, weights_root
 from reidlib.run_folder import RunFolder
 
 _FOLDERS = ("1drv.ms", "huggingface.co")  # links of these hosts are to folders of files
@@ -189,7 +189,7 @@ def find_weights(model: str, weights: str | Path) -> Weights:
 
     Args:
         model: A model's name.
-        weights: The name of published weights, a file, or a run.
+        weights: The name of published weights, a file by its path or by its name in the folder of weights, or a run.
 
     Returns:
         The weights.
@@ -211,6 +211,8 @@ def find_weights(model: str, weights: str | Path) -> Weights:
     for folder in (path, run_folder(text)):
         if (folder / "model.json").is_file() and (folder / "model.safetensors").is_file():
             return Weights(model, folder.name, file=folder / "model.safetensors", run=folder)
+    if file := weights_file(text):
+        return Weights(model, text, file=file)
     if path.parent != Path() or path.suffix in _SUFFIXES:
         raise FileNotFoundError(f"no weights at {path}: neither a file nor the folder of a run is there")
     drawn = ["drawn"] * (DRAWN / model).is_dir()

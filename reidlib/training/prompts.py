@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reidlib.paths import weights_root
+from reidlib.paths import weights_file, weights_root
 from reidlib.seeds import torch_generator_for
 from reidlib.training.recipes import Recipe
 
@@ -106,8 +106,7 @@ class ImageToText(nn.Module):
 
 def _text_file(name: str) -> Path:
     """The file that `text_weights` names: a path, or a name in the folder of weights."""
-    found = next((path for path in (Path(name).expanduser(), weights_root() / name) if path.is_file()), None)
-    if name and found:
+    if found := weights_file(name):
         return found
     what = f"there is no {name}" if name else "none is named"
     raise ValueError(
