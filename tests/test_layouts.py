@@ -402,6 +402,8 @@ def test_one_gallery_image_a_person_is_drawn(tmp_path, line):
         assert len(data.query) == 5
         assert not {s.path for s in data.query} & {s.path for s in data.gallery}
         assert (data.exclude, len(data.train)) == ((), 1)
+        assert {s.camid for s in data.query} == {1}
+        assert {s.camid for s in data.gallery} == {2}
     assert len({s.gallery for s in splits}) > 3
     with pytest.raises(FileNotFoundError, match=r"vehicleid-large-split1: .*train_test_split/test_list_2400\.txt"):
         load_dataset("vehicleid-large-split1")

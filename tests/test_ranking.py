@@ -229,6 +229,28 @@ def test_each_protocol_equals_a_naive_loop(rules, step, tmp_path):
         assert of_matrix.first_match[i] == first
 
 
+def test_average_precision_by_trapezoids_equals_a_loop_over_all_ranks():
+    inputs = drawn(3, num_query=14, num_gallery=80)
+    result, found = evaluate_ranking(*inputs), []
+    for pid, (*_, order) in zip(inputs[2], naive(*inputs), strict=True):
+        right, old, area = 0, 1.0, 0.0
+        for rank, j in enumerate(order, 1):
+            hit = inputs[3][j] == pid
+            right += hit
+            area += hit * (old + right / rank) / 2
+            old = right / rank
+        found.append(area / right if right else 0.0)
+    counted = result.counted("all", area="trapezoid")
+    assert counted.mAP == pytest.approx(np.mean(found), abs=1e-12)
+    np.testing.assert_allclose(result.trapezoid.nan_to_num(), found, rtol=1e-12)
+    assert counted.mAP != result.counted("all").mAP
+    assert "trapezoid" in repr(counted)
+    assert "trapezoid" not in repr(result)
+    assert counted.counted().mAP == result.mAP
+    with pytest.raises(ValueError, match="unknown area 'box'"):
+        result.counted(area="box")
+
+
 def test_the_standard_rule_is_the_default_and_bad_rules_are_refused():
     inputs = drawn(3)
     clothes = {"clothes": (np.zeros(9, int), np.zeros(70, int))}

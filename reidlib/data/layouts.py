@@ -762,7 +762,7 @@ def _draw_split(
         drawn = {pid: rng.sample(images[pid], min(len(images[pid]), 2)) for pid in sorted(images)}
         gallery = [first for first, *_ in drawn.values()]
         if layout.shot == "rest":
-            query = [s for pid in sorted(images) for s in images[pid] if s != drawn[pid][0]]
+            query = [s._replace(camid=1) for pid in sorted(images) for s in images[pid] if s != drawn[pid][0]]
         elif layout.shot == "pair":
             query = [second for _, *others in drawn.values() for second in others]
     return {"train": train, "query": query, "gallery": gallery}

@@ -56,6 +56,8 @@ class RankingResult:
         ap: (Q,) float64, average precision of each query, NaN without a match.
         inp: (Q,) float64, likewise.
         first_match: (Q,) int64, 1-based rank of the first right match, -1 without one. All tensors are on the CPU.
+        trapezoid: (Q,) float64, average precision by trapezoids, see `counted`.
+        area: How mAP is counted, "steps" or "trapezoid".
     """
 
     cmc: Tensor
@@ -66,23 +68,30 @@ class RankingResult:
     ap: Tensor
     inp: Tensor
     first_match: Tensor
+    trapezoid: Tensor
+    area: str = "steps"
 
     def rank(self, k: int) -> float:
         """Share of valid queries whose first right match is among the first k, for any k of 1 or more."""
         at_least_one(k=k)
         return ((self.first_match > 0) & (self.first_match <= k)).sum().item() / self.num_valid
 
-    def counted(self, means_over: str = "valid") -> "RankingResult":
+    def counted(self, means_over: str = "valid", area: str = "steps") -> "RankingResult":
         """The same ranking with mAP and mINP as means over the "valid" or over "all" queries.
 
         With "all", a query without a right match counts 0, as some evaluators have it. CMC is over valid queries either
-        way. Raises ValueError for another `means_over`.
+        way. `area` "trapezoid": the average precision of the MATLAB code of Market-1501, MARS and DukeMTMC-reID takes
+        the mean of the precisions at a right match and one rank before it, which is 1 before rank 1. Raises ValueError
+        for another `means_over` or `area`.
         """
+        if area not in ("steps", "trapezoid"):
+            raise unknown_name("area", area, ("steps", "trapezoid"))
         if means_over not in ("valid", "all"):
             raise unknown_name("value of means_over", means_over, ("valid", "all"))
         count = self.num_valid if means_over == "valid" else self.num_query
-        mean_ap, mean_inp = (each.nansum().item() / count for each in (self.ap, self.inp))
-        return replace(self, mAP=mean_ap, mINP=mean_inp)
+        ap = self.ap if area == "steps" else self.trapezoid
+        mean_ap, mean_inp = (each.nansum().item() / count for each in (ap, self.inp))
+        return replace(self, mAP=mean_ap, mINP=mean_inp, area=area)
 
     def to_dict(self) -> dict[str, float]:
         """The scores as plain numbers, for JSON and tables."""
@@ -92,6 +101,7 @@ class RankingResult:
     def __repr__(self) -> str:
         found = self.to_dict()
         scores = "  ".join(f"{NAMES[key]} {percent(found[key])}" for key in RETRIEVAL)
+        scores += f", AP by {self.area}" * (self.area != "steps")
         return f"RankingResult({scores}  ({self.num_valid} of {self.num_query} queries valid))"
 
 
@@ -374,15 +384,16 @@ def _result(pairs: Pairs, max_rank: int) -> RankingResult:
     valid = count > 0
     with np.errstate(invalid="ignore"):
         ap = np.bincount(query, nth / rank, minlength=num_query) / count
+        before = np.where(rank > 1, (nth - 1) / np.maximum(rank - 1, 1), 1.0)  # precision one rank earlier
+        trapezoid = np.bincount(query, (before + nth / rank) / 2, minlength=num_query) / count
     inp, first_match = np.full(num_query, np.nan), np.full(num_query, -1, dtype=np.int64)
     inp[query] = nth / rank  # the last one written is the last right match
     first_match[query[::-1]] = rank[::-1]
     cmc = np.cumsum(np.bincount(first_match[valid], minlength=max_rank + 1)[1 : max_rank + 1]) / valid.sum()
-    ap, inp, first_match, cmc = (torch.from_numpy(a) for a in (ap, inp, first_match, cmc))
+    ap, inp, first_match, cmc, trapezoid = (torch.from_numpy(a) for a in (ap, inp, first_match, cmc, trapezoid))
     valid = torch.from_numpy(valid)
-    return RankingResult(
-        cmc, ap[valid].mean().item(), inp[valid].mean().item(), int(valid.sum()), num_query, ap, inp, first_match
-    )
+    mean_ap, mean_inp = ap[valid].mean().item(), inp[valid].mean().item()
+    return RankingResult(cmc, mean_ap, mean_inp, int(valid.sum()), num_query, ap, inp, first_match, trapezoid)
 
 
 # ---- search ----------------------------------------------------------------------------------------------------------
