@@ -36,7 +36,7 @@ PAGE = """\
 By `make drawn-weights`. Of `synthetic_b` nothing was seen in training; of `synthetic-small` the first stage saw other
 people in such clothes, before the same cameras. Rank-1 / mAP in percent, without flip, after rounding to float16.
 "harder": the same images, by camera dark and noisy, of a third of the resolution, in a colour cast, or glaring.
-Hours are those of a busy machine (a twentieth of a core in the second stage): 200 images take a second of one core.
+Hours are those of a busy machine: 200 images take a second of one core.
 
 """
 UNSEEN = ("synthetic_b-small", "synthetic-small")

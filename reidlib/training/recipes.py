@@ -337,11 +337,11 @@ RECIPES["demo"] = replace(
 )
 
 # Ours, for the weights "drawn" in the package (`make drawn-weights`): goes on from the demo's network, since cross
-# entropy over so many people, in images so hard, stalls from random weights. The file in the package is of an early
-# epoch, as its card says. What was tried is in benchmarks/drawn_weights.md.
+# entropy over so many people, in images so hard, stalls from random weights. What was tried is in
+# benchmarks/drawn_weights.md.
 RECIPES["drawn"] = replace(
     RECIPES["toy"],
-    epochs=40,
+    epochs=16,
     people=16,
     images=4,
     lr=2e-3,
