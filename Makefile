@@ -101,7 +101,7 @@ $(READY):
 # Renews the pins from pyproject.toml's ranges, for every Python and platform at once.
 lock:
 	$(PYTHON) -m venv --clear .lock && .lock/bin/pip install -q uv
-	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --extra docs --extra export --universal --python-version 3.11 \
+	{ head -1 requirements.txt; .lock/bin/uv pip compile pyproject.toml --extra dev --extra docs --extra export --extra search --universal --python-version 3.11 \
 	  --no-header --no-annotate -q --upgrade; } > requirements.new && mv requirements.new requirements.txt
 	rm -r .lock
 

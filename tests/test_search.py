@@ -1,6 +1,7 @@
 """Searches: every combination once, whatever happens on the way, and honest means."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ import pytest
 from test_batch import write
 
 from reidlib import plots
-from reidlib.workbook import batch
+from reidlib.workbook import batch, search_points
 from reidlib.workbook.runs import Run
 from reidlib.workbook.search import figures, search, spread, table
+from reidlib.workbook.search_points import combinations, read_axes, sampled
 
 PARAMETERS = (
     'run: str = ""  # run folder\nlr: float = 0.1  # rate\nseed: int = 0  # of everything\n'
@@ -91,7 +93,7 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
     assert rows[1]["mAP"] == "25.0 ± 0.0"
     with (folder.path / "table.csv").open() as file:
         points = list(csv.DictReader(file))
-    assert len(points) == 12
+    assert len(points) == 5
     assert points[0] == {
         "run": "seed=0,lr=0.01",
         "seed": "0",
@@ -268,3 +270,177 @@ def test_two_points_never_share_a_folder(ran: list) -> None:
     assert [axes["augment"] for axes in points.values()] == [["a b"], ["a-b"], ["a/b"]]
     assert "augment=a-b" in points
     assert len({point for _, point in ran}) == 3
+
+
+# ---- ranges, and points side by side ---------------------------------------------------------------------------------
+
+
+def test_ranges_and_draws() -> None:
+    axes = read_axes({"lr": ["1e-4..1e-2:log:3", "0.5"], "people": ["4..16:3"], "init": ["../a..b"]})
+    points = list(combinations(axes))
+    assert [point["lr"] for point in points[::3]] == ["0.0001", "0.001", "0.01", "0.5"]
+    assert [point["people"] for point in points[:3]] == ["4", "10", "16"]
+    assert {point["init"] for point in points} == {"../a..b"}  # a text like any other
+    axes = read_axes({"seed": ["0", "1"], "lr": ["1e-4..1e-2:log"], "margin": ["0..1"], "people": ["4..16"]})
+    drawn = list(sampled(axes, 50))
+    assert drawn[:10] == list(sampled(axes, 5))  # the same again, and more of them
+    assert len(drawn) == 100
+    assert [point["seed"] for point in drawn[:2]] == ["0", "1"]
+    assert drawn[0] | {"seed": "1"} == drawn[1]
+    rates = sorted(float(point["lr"]) for point in drawn)
+    assert 1e-4 <= rates[0] < 5e-4 < 1e-3 * 0.7 < rates[50] < 1.5e-3 < 5e-3 < rates[-1] <= 1e-2
+    assert {point["people"] for point in drawn} <= {str(n) for n in range(4, 17)}
+    assert len(list(sampled(read_axes({"lr": ["1", "2"]}), 9))) == 2  # there are no more
+    for wrong, words in (("1..1:2", "must rise"), ("0..1:log:2", "from above 0"), ("1..2", "needs a count")):
+        with pytest.raises(ValueError, match=words):
+            list(combinations(read_axes({"lr": [wrong]})))
+
+
+def in_a_job(path: str, notebooks: dict, environment: dict) -> str:
+    """What a job of `beside` does; it runs in another process."""
+    import json
+    import os
+    import time
+    from pathlib import Path
+
+    from reidlib.workbook.runs import Run
+
+    os.environ.update({key: value for key, value in environment.items() if value is not None})
+    values = notebooks["train"]
+    with (Path(path).parent / "log").open("a") as file:
+        file.write(json.dumps({"begin": Path(path).name, "at": time.time(), "threads": environment["OMP_NUM_THREADS"]}))
+        file.write("\n")
+    if values["lr"] == 9:
+        return "train.ipynb failed: no number"
+    if values["lr"] == 8:
+        os.kill(os.getpid(), 9)
+    run, score = Run.create(path, values), max(0.0, 1 - abs(values["lr"] - 0.3))
+    run.begin()
+    rows = [{"epoch": 0, "mAP": 0.0}]
+    for epoch in range(1, values["epochs"] + 1):
+        rows.append({"epoch": epoch, "mAP": score * epoch / values["epochs"]})
+        run.write_metrics(rows)
+        time.sleep(values.get("seed", 0))
+    run.write_json("model.json", {"name": "toy", "init": "random"})
+    run.add_result("toy", {"mAP": score, "rank1": score})
+    return ""
+
+
+@pytest.fixture
+def beside(ran: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points side by side run `in_a_job`."""
+    import cloudpickle
+
+    module = importlib.import_module("reidlib.workbook.search")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(module, "_run_job", in_a_job)
+    monkeypatch.setattr(module, "POLL", 0.1)
+
+
+def begun(folder: Run) -> list[dict]:
+    return [json.loads(line) for line in (folder.path / "log").read_text().splitlines()]
+
+
+def test_points_run_side_by_side_and_a_failed_or_killed_one_is_run_again(beside: None, capsys) -> None:
+    grid = {"lr": [0.1, 9, 8], "seed": [0]}
+    folder = search(["train"], {"run": "s", "epochs": 1}, grid, jobs=3, progress=True)
+    assert {row["begin"] for row in begun(folder)} == {f"lr={lr},seed=0" for lr in ("0.1", "9.0", "8.0")}
+    assert {row["threads"] for row in begun(folder)} == {os.environ.get("OMP_NUM_THREADS", "1")}
+    state = folder.read_json("search.json")
+    assert set(state["failed"]) == {"lr=9.0,seed=0", "lr=8.0,seed=0"}
+    assert state["failed"]["lr=9.0,seed=0"] == "train.ipynb failed: no number"
+    assert state["jobs"] == {}
+    assert [entry["setting"] for entry in spread(folder)] == [{"lr": 0.1}]
+    assert "3/3 s/lr=8.0,seed=0" in capsys.readouterr().out
+
+
+def test_arguments_of_a_search_that_contradict_each_other_are_refused(ran: list, monkeypatch, tmp_path: Path, capsys):
+    for arguments, words in (
+        (["--grid", "lr", "1..2"], "needs a count"),
+        (["--grid", "lr", "1", "--slurm", "partition=gpu"], "needs the time"),
+        (["--grid", "lr", "1", "--slurm", "partition=gpu,time=1:00:00"], "srun"),
+        (["--grid", "lr", "1", "--sample", "2", "--optuna", "2"], "either draw"),
+        (["--grid", "seed", "1", "--optuna", "2"], "a seed is not learned"),
+        (["--jobs", "2"], "are for a search"),
+        (["--grid", "lr", "1", "--jobs", "0"], "jobs must be at least 1"),
+    ):
+        assert batch.main(["train", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    for name in ("srun", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    module = importlib.import_module("reidlib.workbook.search")
+    executor = module._executor(Run(tmp_path), "partition=gpu,gpus=1,cpus=8,time=1-02:30:00")
+    text = executor._make_submission_file_text("command", "id")
+    for line in ("partition=gpu", "gpus-per-node=1", "cpus-per-task=8", "time=1590"):
+        assert f"#SBATCH --{line}\n" in text
+    with pytest.raises(ValueError, match="partitoin"):
+        module._executor(Run(tmp_path), "partitoin=gpu,time=5")
+
+
+@pytest.mark.slow
+def test_at_most_so_many_points_at_a_time(beside: None) -> None:
+    folder = search(["train"], {"run": "s", "epochs": 1, "seed": 2}, {"lr": [0.1, 0.2, 0.3, 0.4]}, jobs=2)
+    at = sorted(row["at"] for row in begun(folder))
+    assert at[2] - at[0] > 2 > at[1] - at[0]
+    assert len(spread(folder)) == 4
+
+
+@pytest.mark.slow
+def test_a_search_of_optuna_that_is_killed_goes_on(beside: None, monkeypatch) -> None:
+    grid = {"lr": ["0.1..1.5"]}
+    folder = search(["train"], {"run": "s", "epochs": 4}, grid, optuna=2)
+    assert len(spread(folder)) == 2
+    trials = search_points.Trials
+    ends, end = [], trials.end
+
+    def killed(self, name, metrics, state) -> None:
+        if len(ends) == 1:
+            raise KeyboardInterrupt
+        ends.append((name, state))
+        end(self, name, metrics, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search(["train"], {"run": "s", "epochs": 4}, grid, optuna=5)
+    search(["train"], {"run": "s", "epochs": 4}, grid, optuna=5)
+    points = folder.read_json("search.json")["points"]
+    assert len(points) == 5
+    counts = [row["begin"] for row in begun(folder)]
+    assert max(counts.count(name) for name in points) == 2  # the one that was interrupted came again
+    assert len(spread(folder)) == 5
+
+
+def test_optuna_finds_a_training_hopeless_that_is_worse_than_the_median_of_the_others() -> None:
+    trials = search_points.Trials(Run.create("s", {}), read_axes({"lr": ["0.1..1"]}), 6, "mAP")
+
+    def rows(score: float) -> list[dict]:
+        return [{"epoch": 0, "mAP": 0.9}, {"epoch": 1, "loss": 1.0, "mAP": score}, {"epoch": 2, "loss": 1.0}]
+
+    for number, texts in enumerate(trials):
+        assert 0.1 <= float(texts["lr"]) <= 1
+        trials.begin(str(number))
+        assert not trials.hopeless(str(number), rows(0.5)[:1])  # it has not trained yet
+        if number == 5:
+            break
+        assert not trials.hopeless(str(number), rows(0.5 + number / 100))
+        trials.end(str(number), rows(0.5 + number / 100), "COMPLETE")
+    assert trials.hopeless("5", rows(0.1))
+    assert trials.study.best_value == 0.54
+
+
+@pytest.mark.slow
+def test_what_optuna_stops_is_no_failure(beside: None, monkeypatch) -> None:
+    hopeless = search_points.Trials.hopeless
+    monkeypatch.setattr(
+        search_points.Trials,
+        "hopeless",
+        lambda self, name, metrics: hopeless(self, name, metrics) or (name == "lr=0.9" and len(metrics) > 2),
+    )
+    folder = search(["train"], {"run": "s", "epochs": 40, "seed": 1}, {"lr": ["0.9"]}, optuna=1)
+    state = folder.read_json("search.json")
+    assert state["stopped"] == {"lr=0.9": "stopped by optuna after epoch 2"}
+    assert (state["failed"], spread(folder)) == ({}, [])
+    assert "stopped by optuna" in (folder.path / "table.csv").read_text()

@@ -316,8 +316,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar=("NAME", "VALUE"),
-        help="search: values of a parameter, each as for -p; every combination is run, several seeds too",
+        help="search: values of a parameter, each as for -p, or ranges such as 1e-4..1e-2:log:5; all combinations run",
     )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="search: N points at a time on this computer")
+    parser.add_argument(
+        "--slurm", default="", metavar="OPTIONS", help="search: submit the points, as partition=gpu,gpus=1,time=4:00:00"
+    )
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="search: draw N combinations at random")
+    parser.add_argument("--optuna", type=int, default=0, metavar="N", help="search: let optuna choose N points")
     parser.add_argument("--list", dest="show", metavar="NOTEBOOK", help="show the parameters of a notebook")
     parser.add_argument("--runs", action="store_true", help="show all runs, and renew their page index.html")
     args = parser.parse_args(argv)
@@ -340,8 +346,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Kernels run in another folder: what is relative starts here.
         os.environ |= {"REID_BATCH": "1", "REID_DATA_PATHS": str(data_paths_file()), "REID_RUNS": str(runs_root())}
         print(f"data: {data_paths_file()}\nruns: {runs_root()}", flush=True)
+        how = {name: getattr(args, name) for name in ("jobs", "slurm", "sample", "optuna")}
         if args.grid:
-            return _search(args.notebooks, given, args.grid)
+            return _search(args.notebooks, given, args.grid, how)
+        if how != {"jobs": 1, "slurm": "", "sample": 0, "optuna": 0}:
+            raise ValueError("--jobs, --slurm, --sample and --optuna are for a search: name what to search by --grid")
         run = run_all(args.notebooks, given, progress=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -356,14 +365,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _search(names: Sequence[str], given: dict[str, str], axes: list[list[str]]) -> int:
+def _search(names: Sequence[str], given: dict[str, str], axes: list[list[str]], how: dict[str, Any]) -> int:
     """The command line of a search: 1 where a point failed."""
     from reidlib.workbook.search import search, table
 
     grid: dict[str, list[str]] = {}
     for name, *values in axes:
         grid.setdefault(name, []).extend(values)
-    folder = search(names, given, grid, progress=True)
+    folder = search(names, given, grid, **how, progress=True)
     failed = folder.read_json("search.json")["failed"]
     print(f"\n{table(folder).to_string(index=False)}\n\ntable, mean and spread, figures: {folder.path}")
     if failed:
