@@ -144,8 +144,8 @@ class _SideBySide:
 
     def run(self, points: Iterable[Point], count: int) -> None:
         try:
-            for at, (name, place, values) in enumerate(points, 1):
-                while len(self.running) >= self.jobs or name in self.running:
+            for at, (name, place, values) in enumerate(self._when_free(points), 1):
+                while name in self.running:
                     self._wait()
                 self.state["points"][name] = place
                 for key in ("failed", "stopped"):
@@ -162,6 +162,16 @@ class _SideBySide:
                 for job in self.running.values():
                     job.cancel()
             raise
+
+    def _when_free(self, points: Iterable[Point]) -> Iterator[Point]:
+        """The points, each asked for when it can begin: optuna then knows all that has ended."""
+        source = iter(points)
+        while True:
+            while len(self.running) >= self.jobs:
+                self._wait()
+            if (point := next(source, None)) is None:
+                return
+            yield point
 
     def _begin(self, name: str, values: dict[str, Values]) -> Any:
         if known := self.state["jobs"].get(name):

@@ -118,7 +118,7 @@ class Trials:
         self.study = optuna.create_study(
             study_name="search",
             storage=JournalStorage(JournalFileBackend(str(folder.path / "optuna.log"))),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+            pruner=optuna.pruners.MedianPruner(),
             direction="maximize",
             load_if_exists=True,
         )
