@@ -410,7 +410,7 @@ def test_a_search_of_optuna_that_is_killed_goes_on(beside: None, monkeypatch) ->
     assert len(points) == 5
     counts = [row["begin"] for row in begun(folder)]
     assert max(counts.count(name) for name in points) == 2  # the one that was interrupted came again
-    assert len(spread(folder)) == 5
+    assert len(spread(folder)) + len(folder.read_json("search.json")["stopped"]) == 5
 
 
 def test_optuna_finds_a_training_hopeless_that_is_worse_than_the_median_of_the_others() -> None:

@@ -138,7 +138,9 @@ class _SideBySide:
         self, folder: Run, state: dict[str, Any], executor: Any, trials: Trials | None, jobs: int, progress: bool
     ) -> None:
         self.folder, self.state, self.executor, self.trials = folder, state, executor, trials
-        self.jobs, self.progress, self.running, self.slots = jobs, progress, {}, {}
+        self.jobs, self.progress = jobs, progress
+        self.running: dict[str, Any] = {}  # jobs by the name of their point
+        self.slots: dict[str, int] = {}
         for key in ("jobs", "stopped"):
             self.state.setdefault(key, {})
 
