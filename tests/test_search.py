@@ -93,7 +93,7 @@ def test_mean_and_spread_are_over_the_seeds(ran: list) -> None:
     assert rows[1]["mAP"] == "25.0 ± 0.0"
     with (folder.path / "table.csv").open() as file:
         points = list(csv.DictReader(file))
-    assert len(points) == 5
+    assert len(points) == 12
     assert points[0] == {
         "run": "seed=0,lr=0.01",
         "seed": "0",
