@@ -1,7 +1,8 @@
 """Training without labels: samplers of clusters, norms over parts of a batch, and the loop that finds its labels."""
 
 import copy
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from reidlib.training.norms import split_norms
 from reidlib.training.recipes import RECIPES
 from reidlib.training.refinement import MutualPair, agreement, refined
 from reidlib.training.relabel import cluster_advice, num_classes
+from reidlib.workbook import views
 from reidlib.workbook.runs import Run
 
 CLUSTERS = Recipe(
@@ -381,3 +383,23 @@ def test_a_source_needs_a_recipe_of_clusters() -> None:
         Job.from_params({"source": "synthetic-tiny", "dataset": "synthetic_b-tiny"})
     with pytest.raises(ValueError, match="domain_bn needs a source"):
         Job.from_params({"recipe": "spcl_uda", "dataset": "synthetic_b-tiny"})
+
+
+def test_a_folder_without_labels_is_clustered_and_its_last_epoch_is_kept(tiny, tmp_path) -> None:
+    for n, sample in enumerate(tiny.train[:40]):
+        (tmp_path / f"c{n % 2}").mkdir(exist_ok=True)
+        shutil.copy(sample.path, tmp_path / f"c{n % 2}" / f"{n}.jpg")
+    settings = asdict(replace(CLUSTERS, epochs=2, steps=2, height=64, width=32)) | {"cpu": True}
+    job = Job.from_params({"dataset": str(tmp_path), "recipe": "cluster_contrast", "settings": settings})
+    assert [len(split) for split in job.data.splits.values()] == [40, 0, 0]
+    assert "stop" not in {finding.verdict for finding in job.findings}
+    history = job.train()
+    assert "ari" not in history[-1]
+    assert "mAP" not in history[-1]
+    assert job.run.read_json("model.json")["epoch"] == 2
+    assert views.result_table(job, history).loc[:, "clusters"].item() == history[-1]["clusters"]
+    assert views.training_sheet(job.data).axes
+    tested = load_adaptation("", str(tmp_path), tested_on="synthetic-tiny")
+    assert [len(split) for split in tested.splits.values()] == [40, len(tiny.query), len(tiny.gallery)]
+    both = load_adaptation("synthetic-tiny", str(tmp_path))
+    assert (len(both.train), len(both.labelled)) == (len(tiny.train) + 40, tiny.num_classes)

@@ -176,7 +176,12 @@ _QUESTIONS: dict[str, tuple[str, str, str, str, str]] = {
 
 
 def check_dataset(
-    dataset: ReIDDataset, scan: ImageScan | None = None, *, near: float = NEAR, training: bool = True
+    dataset: ReIDDataset,
+    scan: ImageScan | None = None,
+    *,
+    near: float = NEAR,
+    training: bool = True,
+    tested: bool = True,
 ) -> list[Finding]:
     """Every question with its answer, the quick ones first.
 
@@ -185,11 +190,14 @@ def check_dataset(
         scan: from `scan_images`, for the thorough questions as well.
         near: correlation from which two images count as almost the same.
         training: False asks only what a test needs, of query and gallery: the training images may be elsewhere.
+        tested: False asks for neither people nor query and gallery: the images have no labels.
     """
     if not training:
         dataset = replace(dataset, train=())
-    empty = [f"{split} is empty" for split in SPLITS[not training :] if not dataset.splits[split]]
-    one = ["train shows one person only"] * (dataset.num_classes == 1)
+    empty = [
+        f"{split} is empty" for split in SPLITS[not training :][: None if tested else 1] if not dataset.splits[split]
+    ]
+    one = ["train shows one person only"] * (dataset.num_classes == 1 and tested)
     answers = {"notes": dataset.notes, "usable": empty + one} | _files(dataset)
     if dataset.name in PUBLISHED:
         answers["counts"] = _counts(dataset)

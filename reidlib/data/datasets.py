@@ -122,19 +122,24 @@ def _is_path(name: str) -> bool:
     return name not in data_names() and Path(name).expanduser().exists()
 
 
-def load_adaptation(source: str, target: str) -> ReIDDataset:
-    """A labelled source and a target to be clustered, which is also tested on, as one dataset.
+def load_adaptation(source: str, target: str, *, tested_on: str = "") -> ReIDDataset:
+    """A labelled source and a target to be clustered as one dataset.
 
     Args:
-        source: one of `list_datasets()`; its people are `labelled`.
-        target: likewise; pids of its training set only measure the clusters.
+        source: one of `list_datasets()`, whose people are `labelled`; or empty.
+        target: what `load_dataset` takes; pids of its training set only measure the clusters. Of images without labels,
+            such as a folder, all are clustered.
+        tested_on: whose query and gallery to take; empty: the target's own, if it has labels.
 
     Raises:
         ValueError, FileNotFoundError: see `load_dataset`.
     """
-    known, other = _load(source), _load(target)
-    data = merge([known, other], tested_on=other)
-    return replace(data, labelled=frozenset(s.pid for s in known.train if s.pid > 0))  # the first keep their numbers
+    labelled, other = [_load(source)] if source else [], _load(target)
+    if not other.train:
+        other = replace(other, train=other.query + other.gallery, query=(), gallery=())
+    data = merge([*labelled, other], tested_on=_load(tested_on) if tested_on else other)
+    people = frozenset(s.pid for part in labelled for s in part.train if s.pid > 0)  # the first keep their numbers
+    return replace(data, labelled=people)
 
 
 def _load(name: str, *, people: str = "", pattern: str = "", split: str = "", seed: int = 0) -> ReIDDataset:

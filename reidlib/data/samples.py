@@ -273,11 +273,12 @@ def merge(
         next_pid, next_camid = next_pid + max(pids, default=0), next_camid + max(camids, default=0)
     parts = [moved[name] for name in names]
     tests = parts if tested_on is None else [moved[tested_on.name]]
-    train = [s for d in parts for s in (d.samples if combineall else d.train)]
+    whole = {d.name for d in parts if d.train and all(s.pid == 0 for s in d.train)}  # no labels: nobody is left out
+    train = [s for d in parts for s in (d.samples if combineall else d.train) if s.pid > 0 or d.name in whole]
     return ReIDDataset(
         name="+".join(names) + COMBINED * combineall,
         root=Path(os.path.commonpath([d.root for d in moved.values()])),
-        train=tuple(dict.fromkeys(s for s in train if s.pid > 0)),
+        train=tuple(dict.fromkeys(train)),
         query=tuple(s for d in tests for s in d.query),
         gallery=tuple(s for d in tests for s in d.gallery),
         version="+".join(d.version or d.name for d in parts),

@@ -137,8 +137,8 @@ class Job:
 
     @property
     def score(self) -> str:
-        """The score that chooses the best epoch."""
-        return "top1" if self.plan.task == PRETRAIN else "mAP"
+        """The score that chooses the best epoch; the epoch itself where there is nothing to test on."""
+        return "top1" if self.plan.task == PRETRAIN else "mAP" if self.data.query else "epoch"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -194,14 +194,15 @@ class Job:
         """The dataset: a ReIDDataset, or a ClassDataset for pretraining."""
         if self.plan.task == PRETRAIN:
             return load_classes(self.plan.dataset)
-        if not self.plan.source:
-            return load_dataset(self.plan.dataset, combineall=self.plan.combineall, tested_on=self.plan.tested_on)
-        return load_adaptation(self.plan.source, self.plan.dataset)
+        plan = self.plan
+        if not plan.source and (not self.recipe.finds_clusters or load_dataset(plan.dataset).train):
+            return load_dataset(plan.dataset, combineall=plan.combineall, tested_on=plan.tested_on)
+        return load_adaptation(plan.source, plan.dataset, tested_on=plan.tested_on)
 
     @cached_property
     def findings(self) -> list[check.Finding]:
         """What the check of the dataset found; none for pretraining."""
-        return [] if self.plan.task == PRETRAIN else check.check_dataset(self.data)
+        return [] if self.plan.task == PRETRAIN else check.check_dataset(self.data, tested=bool(self.data.query))
 
     @cached_property
     def model(self) -> ReIDModel:

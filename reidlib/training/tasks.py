@@ -107,6 +107,8 @@ def fit(
         return Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("feats", "pids", "camids")))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
+        if not dataset.query:  # images without labels
+            return {}
         query, gallery = (extract_features(model, split, device=accelerator.device) for split in splits)
         group, mine = (dist.group.WORLD, slice_of(dataset.gallery, **part)) if part["world"] > 1 else (None, None)
         if group:  # all need every query, and keep their part of the gallery
@@ -129,7 +131,7 @@ def fit(
         recipe,
         setup,
         accelerator=accelerator,
-        score="mAP",
+        score="mAP" if dataset.query else "epoch",
         stamp={"dataset": dataset.name, "data": dataset.fingerprint(files=False)},
         about={
             "trained_on": dataset.name,

@@ -269,7 +269,7 @@ def run_all(names: Sequence[str], given: dict[str, str], *, progress: bool = Tru
     return Run(Run.folder(run))
 
 
-_BEGINS = {"resume", "grid", "baseline"}  # parameters of notebooks that make the run themselves
+_BEGINS = {"resume", "grid", "baseline", "protocol"}  # parameters of notebooks that make the run themselves
 _OPENS = {"output", "quiet_after"}  # and of those that open one
 
 

@@ -120,8 +120,26 @@ def best_epoch(job: Job, history: History) -> dict[str, float]:
     return chosen_row(history, job.score, job.recipe.keep) or {}
 
 
+def training_sheet(data: ReIDDataset) -> Any:
+    """People by camera of a training set, or images by camera where nobody has a label: a figure."""
+    from reidlib import plots
+
+    if any(s.pid > 0 for s in data.train):
+        return plots.contact_sheet(data.train, people=6, title=f"{data.name}: people × cameras", dataset=data)
+    names = [plots.camera_name(camid, data) for camid in data.camera_labels]
+    samples = [s._replace(pid=data.camera_labels[s.camid]) for s in data.train]
+    return plots.class_sheet(samples, names, title=f"{data.name}: {len(samples)} images without labels, by camera")
+
+
 def result_table(job: Job, history: History) -> Any:
     """The scores of the untrained network and of the best epoch, in percent."""
+    if job.score == "epoch":
+        import pandas as pd
+
+        found = {
+            name: history[-1][name] for name in ("clusters", "outliers", "largest", "agreement") if name in history[-1]
+        }
+        return pd.DataFrame([found], index=["last epoch, without labels to score it"])
     best, columns = best_epoch(job, history), CLASSIFICATION if job.score in CLASSIFICATION else RETRIEVAL
     rows = {"untrained": history[0], f"trained from {job.model.init} weights, epoch {best['epoch']}": best}
     return percent_table(rows, columns)
