@@ -170,6 +170,13 @@ def write_part(lines: list[str], *, learning: bool) -> None:
         part.write_text(cost.rstrip() + "\n" + (f"\n{LEARNING}{learned}" if learned else ""))
 
 
+def torch_alone() -> float:
+    """Peak memory in MiB of a process that imports torch and does nothing."""
+    code = "import resource, torch; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    kib = float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+    return kib / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -198,7 +205,7 @@ def main() -> None:
         "",
         f"{args.dim} numbers a feature, clusters of some 17 images, k1 30, k2 6, eps 0.6, one thread of a CPU,",
         f"{time.strftime('%F')}; by `python benchmarks/clustering.py`. Seconds are the processor's. Of the memory,",
-        '"before" is what the libraries and the features take.',
+        f'"before" is what the libraries and the features take; `import torch` alone takes {torch_alone():.0f} MiB.',
         "",
         "| images | clusters | search, s | graph, s | DBSCAN and table, s | before, MiB | peak, MiB | outliers | ARI |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
