@@ -194,10 +194,8 @@ def check_dataset(
     """
     if not training:
         dataset = replace(dataset, train=())
-    empty = [
-        f"{split} is empty" for split in SPLITS[not training :][: None if tested else 1] if not dataset.splits[split]
-    ]
-    one = ["train shows one person only"] * (dataset.num_classes == 1 and tested)
+    empty = [f"{split} is empty" for split in SPLITS[not training :] if not dataset.splits[split]]
+    one = ["train shows one person only"] * (dataset.num_classes == 1)
     answers = {"notes": dataset.notes, "usable": empty + one} | _files(dataset)
     if dataset.name in PUBLISHED:
         answers["counts"] = _counts(dataset)
@@ -208,6 +206,8 @@ def check_dataset(
         del answers["shared files"]
     unmatched = [dataset.relative(s) for s in unmatched_queries(dataset)]
     answers["all unmatched" if unmatched and len(unmatched) == len(dataset.query) else "unmatched"] = unmatched
+    if not tested:
+        answers = {key: answers[key] for key in ("notes", "files", "same rows")}
     if scan is not None:
         answers |= _scanned(dataset, scan, near)
     findings = []

@@ -136,9 +136,8 @@ def result_table(job: Job, history: History) -> Any:
     if job.score == "epoch":
         import pandas as pd
 
-        found = {
-            name: history[-1][name] for name in ("clusters", "outliers", "largest", "agreement") if name in history[-1]
-        }
+        found = {"clusters": history[-1]["clusters"]}
+        found |= {n: f"{history[-1][n]:.1%}" for n in ("outliers", "largest", "agreement") if n in history[-1]}
         return pd.DataFrame([found], index=["last epoch, without labels to score it"])
     best, columns = best_epoch(job, history), CLASSIFICATION if job.score in CLASSIFICATION else RETRIEVAL
     rows = {"untrained": history[0], f"trained from {job.model.init} weights, epoch {best['epoch']}": best}
