@@ -136,9 +136,14 @@ class Job:
         return named_recipe(self.plan)
 
     @property
+    def _tested(self) -> bool:
+        """Whether there is, or should be, something to test on: not for clusters of images without labels."""
+        return bool(self.data.query) or not self.recipe.finds_clusters
+
+    @property
     def score(self) -> str:
         """The score that chooses the best epoch; the epoch itself where there is nothing to test on."""
-        return "top1" if self.plan.task == PRETRAIN else "mAP" if self.data.query else "epoch"
+        return "top1" if self.plan.task == PRETRAIN else "mAP" if self._tested else "epoch"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -202,7 +207,7 @@ class Job:
     @cached_property
     def findings(self) -> list[check.Finding]:
         """What the check of the dataset found; none for pretraining."""
-        return [] if self.plan.task == PRETRAIN else check.check_dataset(self.data, tested=bool(self.data.query))
+        return [] if self.plan.task == PRETRAIN else check.check_dataset(self.data, tested=self._tested)
 
     @cached_property
     def model(self) -> ReIDModel:
