@@ -200,8 +200,10 @@ class Job:
         if self.plan.task == PRETRAIN:
             return load_classes(self.plan.dataset)
         plan = self.plan
-        if not plan.source and (not self.recipe.finds_clusters or load_dataset(plan.dataset).train):
-            return load_dataset(plan.dataset, combineall=plan.combineall, tested_on=plan.tested_on)
+        if not plan.source:
+            data = load_dataset(plan.dataset, combineall=plan.combineall, tested_on=plan.tested_on)
+            if data.train or not self.recipe.finds_clusters:
+                return data
         return load_adaptation(plan.source, plan.dataset, tested_on=plan.tested_on)
 
     @cached_property
