@@ -243,7 +243,7 @@ def neighbours(feats: Tensor, k: int, device: torch.device | str | None = None) 
         device: Where they are searched; default: where `feats` is.
     """
     space, ids = _space(feats, "cosine", device)
-    near = search(space, feats, min(k, len(feats)), ids, None, True, False, True)[0]
+    near = search(space, feats, min(k, len(feats)), ids, None, False, True)[0]
     return torch.from_numpy(_self_first(near.numpy(), np.arange(len(feats))))
 
 
