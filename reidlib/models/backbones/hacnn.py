@@ -152,7 +152,7 @@ class HACNN(nn.Module):
 
     def _region(self, x: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
         """The region of x (B, C, h, w) around `centre` (B, 2), resized."""
-        theta = torch.cat([self.region_scale.expand(len(x), 2, 2), centre.unsqueeze(2)], dim=2)  # (B, 2, 3)
+        theta = torch.cat([self.region_scale.expand(x.shape[0], 2, 2), centre.unsqueeze(2)], dim=2)  # (B, 2, 3)
         grid = F.affine_grid(theta, list(x.shape), align_corners=self.align_corners)
         x = F.grid_sample(x, grid, align_corners=self.align_corners)
         return F.interpolate(x, size, mode="bilinear", align_corners=True)

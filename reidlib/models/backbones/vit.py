@@ -104,7 +104,7 @@ class ViT(nn.Module):
         x = self.patch(self.stem(x))  # (B, width, h, w)
         size, tokens = x.shape[2:], x.flatten(2).transpose(1, 2)  # (B, h * w, width)
         prefix = torch.cat([self.cls_token, *(getattr(self, name) for name in self.part_tokens)], dim=1)
-        prefix = prefix.expand(len(x), -1, -1)
+        prefix = prefix.expand(x.shape[0], -1, -1)  # len() would fix the batch of an exported network
         tokens = torch.cat([prefix, tokens], dim=1) + self._positions(size)
         if self.sie_embed is not None:
             cameras = self.camera_weight * self._cameras(self.sie_embed, camids)
