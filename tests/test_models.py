@@ -362,12 +362,14 @@ def test_the_cam_layer_gives_a_map_that_the_feature_depends_on(loaded, images):
     assert min(cam.shape[2:]) >= 2
 
 
-@slow_but({"hacnn", "osnet_x0_25"})
-def test_it_exports(loaded, images):
+@slow_but({"hacnn", "vit_transreid"})
+def test_it_exports_for_any_batch(loaded, images):
     model, _ = loaded
+    one = images[:1]
     with torch.no_grad():
-        exported = torch.export.export(model, (images,))
+        exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.testing.assert_close(exported.module()(images), model(images))
+        torch.testing.assert_close(exported.module()(one), model(one))
 
 
 @slow_but({"shufflenet"})
