@@ -148,7 +148,7 @@ def ranked(name: str, shape: tuple[int, ...], world: World) -> Iterator[tuple[st
         yield way, seconds, f"{memory:.0f} MiB"
 
     def pairs() -> ranking.Pairs:
-        return ranking.Pairs.of(spaces.Ids(*problem[2:]), False, device)
+        return ranking.Pairs.of(spaces.Ids(*problem[2:]), device)
 
     seconds, _, of_pairs = timed(pairs)
     yield "of it: ids and pairs", seconds, ""
@@ -184,7 +184,7 @@ def reranked(shape: tuple[int, ...], world: World) -> Iterator[tuple[str, float,
 
     def neighbours() -> Any:
         space, ids = reranking._space(feats, "euclidean", world.device)
-        return reranking.search(space, feats, 21, ids, None, True, False, True)
+        return reranking.search(space, feats, 21, ids, mutual=True)
 
     yield "product and topk in torch", timed(plainly).seconds, "float32, ties as they come"
     yield "**neighbours**", timed(neighbours).seconds, "21 of each image, exact"
@@ -318,7 +318,7 @@ def demo(world: World) -> Iterator[Row]:
     from reidlib.training import Job
 
     params = demo_parameters()[0] | {"cpu": world.rehearse}
-    tiny = {"dataset": "synthetic-tiny", "epochs": 1, "people": 4, "height": 64, "width": 32}
+    tiny = {"dataset": "synthetic-tiny", "epochs": 2, "people": 4, "height": 64, "width": 32}
     scores = {}
     for precision, bfloat16 in (("float32", False), ("bfloat16", True)):
         job = Job.from_params(params | {"run": f"demo-{precision}", "bfloat16": bfloat16} | world.sized({}, tiny))
