@@ -279,6 +279,7 @@ def test_figures_draw_and_refuse(tiny):
         score_matrix([[1, 2]], ["a", "b"], ["c"])
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_what_is_wrong_and_goes_on(damaged, tmp_path, monkeypatch):
     import papermill
 

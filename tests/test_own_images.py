@@ -82,7 +82,7 @@ def test_the_rule_splits_by_person_with_queries_from_other_cameras(tmp_path: Pat
     query, gallery = data.query, data.gallery
     assert query
     ids = Ids(*([getattr(s, of) for s in side] for of in ("pid", "camid") for side in (query, gallery)))
-    pairs = Pairs.of(ids, False, "cpu")
+    pairs = Pairs.of(ids, "cpu")
     assert set(pairs.query[pairs.kept].tolist()) == set(range(len(query)))  # each has a match from another camera
     again = reidlib.load_dataset(folder, people="folders", pattern="{camid}_*", split="auto", seed=3)
     assert again == data

@@ -216,6 +216,7 @@ def processes_of(parent: psutil.Process) -> dict[str, psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_other_processes_with_what_is_asked_for_now() -> None:
     """One process becomes two, with the same people in a step; params.json says what the run was resumed with."""
     recipe, data = replace(QUICK, people=4, epochs=2), reidlib.load_dataset("synthetic-tiny")

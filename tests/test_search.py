@@ -341,6 +341,7 @@ def begun(folder: Run) -> list[dict]:
     return [json.loads(line) for line in (folder.path / "log").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_points_run_side_by_side_and_a_failed_or_killed_one_is_run_again(beside: None, capsys) -> None:
     grid = {"lr": [0.1, 9, 8], "seed": [0]}
     folder = search(["train"], {"run": "s", "epochs": 1}, grid, jobs=3, progress=True)

@@ -62,6 +62,7 @@ def test_a_pretrained_trunk_is_a_start_without_heads(name, positions, pack):
     assert not any("classifier" in key for key in report.dropped)
 
 
+@pytest.mark.slow
 def test_a_trunk_file_is_complete_or_an_error():
     with torch.device("meta"):
         model = create_model("transreid_ssl_vit_small", num_classes=4)

@@ -224,6 +224,7 @@ def test_papermill_and_nbconvert_get_plain_figures(book: Path) -> None:
         assert [(o.output_type, text) for o, text in zip(found, texts, strict=True)] == PLAIN
 
 
+@pytest.mark.slow
 def test_nbval_gets_plain_figures(book: Path) -> None:
     nbval = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", str(book)]
     done = subprocess.run(nbval, capture_output=True, text=True, cwd=book.parent)
