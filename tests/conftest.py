@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # before all, as the notebooks that stand in neither list open its run, where they would train one of their own.
 LONG = (
     *("train", "search", "test_models", "test_workbook", "test_browser", "test_survive", "test_parallel", "test_plots"),
-    *("test_ranking", "pretrain", "generalise", "your_idea", "generalise", "zoo", "dataset"),
+    *("test_ranking", "pretrain", "generalise", "your_idea", "zoo", "dataset"),
 )
 
 
