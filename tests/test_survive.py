@@ -81,7 +81,7 @@ assert os.waitpid(begin("killed"), 0)[1] == 0
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_killed_many_times_ends_with_the_same_weights(tiny, kills: int) -> None:
     code = SCRIPT.format(tests=str(Path(__file__).parent), kills=kills)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
